@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only reader of os.environ: every variable this project looks at, typed, in one place.
+
+| variable | meaning | default |
+|---|---|---|
+| DFI_HOST_ID | what this process calls its host; ranks with another one are reached through a relay | machine id |
+| DFI_SHM_DIR | folder for shared memory, a tmpfs | /dev/shm |
+| DFI_SPIN_US | how long a waiter spins before it sleeps, microseconds | 20 with a core per waiter, else 0 |
+| RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT | set by torchrun | - |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed_fi.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchrunEnv:
+    """What torchrun tells each process it starts."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def torchrun_env() -> TorchrunEnv:
+    """Read torchrun's variables.
+
+    Raises:
+        InvalidArgumentError: one is missing or no integer; names it.
+    """
+    return TorchrunEnv(
+        rank=_int("RANK"),
+        world_size=_int("WORLD_SIZE"),
+        local_rank=_int("LOCAL_RANK"),
+        master_addr=_text("MASTER_ADDR"),
+        master_port=_int("MASTER_PORT"),
+    )
+
+
+def host_id_override() -> str | None:
+    """DFI_HOST_ID, or None where it is unset or empty."""
+    return os.environ.get("DFI_HOST_ID") or None
+
+
+def shm_dir() -> Path:
+    """Folder in which shared-memory segments are created."""
+    return Path(os.environ.get("DFI_SHM_DIR") or "/dev/shm")
+
+
+def spin_us() -> int | None:
+    """DFI_SPIN_US, or None where it is unset."""
+    return _int("DFI_SPIN_US") if os.environ.get("DFI_SPIN_US") else None
+
+
+def _text(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise InvalidArgumentError(name, "nothing", "an environment variable, as torchrun sets it")
+    return value
+
+
+def _int(name: str) -> int:
+    text = _text(name)
+    if not text.isdecimal():
+        raise InvalidArgumentError(name, text, "an integer >= 0 in this environment variable")
+    return int(text)
