@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from distributed_fi.config import ModelConfig
@@ -43,7 +44,7 @@ def split_contiguous(size: int, parts: int) -> list[Span]:
     """Cut [0, size) into `parts` neighbouring spans whose lengths differ by one at most, longer first."""
     base, longer = divmod(size, parts)
     starts = [i * base + min(i, longer) for i in range(parts + 1)]
-    return [Span(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+    return [Span(start, stop) for start, stop in itertools.pairwise(starts)]
 
 
 def shard_heads(num_qo_heads: int, num_kv_heads: int, tp: int) -> list[HeadShard]:
