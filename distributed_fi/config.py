@@ -128,14 +128,17 @@ class EngineConfig:
         run_ahead: steps planned before the oldest one's tokens are back, 1 or 2.
         step_timeout_s: a rank silent for longer than this ends the run with its name.
         collective_timeout_s: deadline of one collective.
+        start_timeout_s: deadline of placing, starting and loading the ranks.
         ray_address: an existing cluster ("auto" finds one); None starts a local Ray.
+        step_hook: MODULE:FUNCTION or FILE.py:FUNCTION, called with "coordinator" or "rank N" in each process;
+            the context manager it returns is entered around every step (profilers, tracers, guards).
     """
 
     model: str
     load_format: str = "auto"
     mesh: Mesh = field(default_factory=Mesh)
     dtype: str = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     page_size: int = 16
     num_pages: int | None = None
     max_num_seqs: int = 64
@@ -147,6 +150,7 @@ class EngineConfig:
     collective_timeout_s: float = 30.0
     start_timeout_s: float = 300.0
     ray_address: str | None = None
+    step_hook: str | None = None
 
     def __post_init__(self) -> None:
         check_range("dtype", self.dtype, f"one of {', '.join(DTYPES)}", self.dtype in DTYPES)

@@ -6,6 +6,7 @@
 | DFI_HOST_ID | what this process calls its host; ranks with another one are reached through a relay | machine id |
 | DFI_SHM_DIR | folder for shared memory, a tmpfs | /dev/shm |
 | DFI_SPIN_US | how long a waiter spins before it sleeps, microseconds | 20 with a core per waiter, else 0 |
+| RAY_ADDRESS | cluster to join; `ray job submit` sets it | a local Ray is started |
 | RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT | set by torchrun | - |
 """
 
@@ -57,6 +58,11 @@ def shm_dir() -> Path:
 def spin_us() -> int | None:
     """DFI_SPIN_US, or None where it is unset."""
     return _int("DFI_SPIN_US") if os.environ.get("DFI_SPIN_US") else None
+
+
+def ray_address() -> str | None:
+    """RAY_ADDRESS, or None where it is unset or empty."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def _text(name: str) -> str:

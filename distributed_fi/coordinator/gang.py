@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks of one engine, from placement to the step ring and back to nothing.
+
+Order of starting: place, start light actors, number them (ranks of one host are neighbours, the
+coordinator's host first), join the collectives, load weights, agree on the KV pool, map the ring
+(over a relay for ranks of other hosts), enter the step loop. Ray is used here and not in a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from distributed_fi.config import EngineConfig
+from distributed_fi.coordinator.placement import Placement, choose_device, place
+from distributed_fi.coordinator.ray_session import RaySession, fetch
+from distributed_fi.errors import ResourceError
+from distributed_fi.workers.actor import rank_actor_class
+from distributed_fi.workers.rank_info import RankInfo
+from distributed_fi.workers.ring.bridge import BridgeServer
+from distributed_fi.workers.ring.segment import host_id
+from distributed_fi.workers.ring.writer import RingWriter
+
+LoadProgress = Callable[[int, int], None]
+PROGRESS_EVERY_S = 0.1
+# Of the memory left: a GPU serves nobody else, a host does.
+GPU_POOL_SHARE, CPU_POOL_SHARE = 0.9, 0.3
+STOP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolNeed:
+    """What a KV page costs on a rank, and how many pages there should be."""
+
+    page_bytes: list[int]  # by rank
+    wanted_pages: int
+    least_pages: int
+
+
+class Gang:
+    """All ranks of one engine, loaded and waiting for plans in `ring`."""
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        self.session: RaySession | None = None
+        self.placement: Placement | None = None
+        self.actors: list[Any] = []
+        self.infos: list[RankInfo] = []
+        self.ring: RingWriter | None = None
+        self.bridges: list[BridgeServer] = []
+        self.run_refs: list[Any] = []
+
+    def start(self) -> str:
+        """Place and number the ranks, and join their collectives; returns the device type."""
+        config, world_size = self.config, self.config.mesh.world_size
+        self.session = RaySession(config.ray_address, world_size)
+        device_type = choose_device(config.device, world_size)
+        self.placement = place(world_size, device_type, timeout_s=config.start_timeout_s)
+        actor_class = rank_actor_class()
+        actors = [
+            actor_class.options(**self.placement.actor_options(bundle)).remote(config, device_type)
+            for bundle in range(world_size)
+        ]
+        self.actors = actors
+        infos = self._fetch([actor.info.remote() for actor in actors], "starting")
+        self.actors, self.infos = _in_rank_order(actors, infos)
+        _check_one_rank_per_gpu(self.infos)
+        address = self._fetch([self.actors[0].serve_store.remote()], "opening the store")[0]
+        self._fetch([actor.join.remote(rank, address) for rank, actor in enumerate(self.actors)], "joining")
+        return device_type
+
+    def load(self, dtype: str, max_position: int, need: PoolNeed, on_progress: LoadProgress | None) -> int:
+        """Load weights on every rank and set up the KV pool; returns its pages per replica."""
+        refs = [actor.load.remote(dtype, max_position) for actor in self.actors]
+        deadline = time.monotonic() + self.config.start_timeout_s
+        while on_progress is not None and time.monotonic() < deadline:
+            done, late = ray.wait(refs, num_returns=len(refs), timeout=PROGRESS_EVERY_S)
+            loaded = [actor.loaded.options(concurrency_group="progress").remote() for actor in self.actors]
+            if not late or any(_has_failed(ref) for ref in done):
+                break
+            on_progress(*map(sum, zip(*self._fetch(loaded, "loading weights"), strict=True)))
+        free_bytes = self._fetch(refs, "loading weights")
+        num_pages = _pages_that_fit(need, free_bytes, self.infos)
+        self._fetch([actor.allocate.remote(num_pages) for actor in self.actors], "allocating the KV pool")
+        return num_pages
+
+    def open_ring(self, ring: RingWriter, *, epoch: int) -> None:
+        """Attach every rank to the step ring and send it into its loop."""
+        self.ring = ring
+        here = host_id()
+        far: dict[str, list[int]] = {}
+        near = [rank for rank, info in enumerate(self.infos) if info.host_id == here]
+        attached = self._fetch([self.actors[r].attach.remote(ring.handle, r) for r in near], "mapping the ring")
+        reached = {rank for rank, ok in zip(near, attached, strict=True) if ok}
+        for rank, info in enumerate(self.infos):
+            if rank not in reached:
+                far.setdefault(info.host_id, []).append(rank)
+        for ranks in far.values():
+            self._open_relay(ring, ranks)
+        ring.unlink()
+        self.run_refs = [actor.run.remote(epoch) for actor in self.actors]
+
+    def _open_relay(self, ring: RingWriter, ranks: list[int]) -> None:
+        """Join the ring of another host's ranks to ours; a rank whose memory proves foreign gets a relay of its own."""
+        bridge = BridgeServer(ring, ranks, ray.util.get_node_ip_address())
+        self.bridges.append(bridge)
+        relay = self.actors[ranks[0]]
+        opened = relay.open_relay.remote(bridge.address, bridge.token, ring.handle, len(ranks))
+        handle = self._fetch([opened], "opening the relay")[0]
+        refs = [self.actors[rank].attach.remote(handle, i) for i, rank in enumerate(ranks)]
+        attached = self._fetch(refs, "mapping the relay's ring")
+        strangers = [self.infos[rank].node_ip for rank, ok in zip(ranks, attached, strict=True) if not ok]
+        if strangers:
+            raise ResourceError("shared memory between the ranks of one host", "one /dev/shm", ", ".join(strangers))
+        self._fetch([relay.attached.remote()], "mapping the relay's ring")
+
+    def stop(self) -> None:
+        """End the actors and what they hold; safe at any point of the start, and twice."""
+        if self.run_refs:
+            ray.wait(self.run_refs, num_returns=len(self.run_refs), timeout=STOP_TIMEOUT_S)
+        for bridge in self.bridges:
+            bridge.close()
+        if self.ring is not None:
+            self.ring.close()
+        for actor in self.actors:
+            ray.kill(actor)
+        if self.placement is not None:
+            self.placement.remove()
+        if self.session is not None:
+            self.session.close()
+        self.run_refs, self.bridges, self.actors = [], [], []
+        self.ring, self.placement, self.session = None, None, None
+
+    def _fetch(self, refs: list[Any], doing: str) -> list[Any]:
+        return fetch(refs, timeout_s=self.config.start_timeout_s, doing=doing)
+
+
+def _in_rank_order(actors: list[Any], infos: list[RankInfo]) -> tuple[list[Any], list[RankInfo]]:
+    here = host_id()
+    order = sorted(range(len(actors)), key=lambda i: (infos[i].host_id != here, infos[i].host_id, i))
+    return [actors[i] for i in order], [infos[i] for i in order]
+
+
+def _check_one_rank_per_gpu(infos: list[RankInfo]) -> None:
+    uuids = [info.gpu_uuid for info in infos if info.gpu_uuid is not None]
+    if len(set(uuids)) < len(uuids):
+        raise ResourceError("GPUs", f"{len(uuids)} different ones", ", ".join(sorted(set(uuids))))
+
+
+def _pages_that_fit(need: PoolNeed, free_bytes: list[int], infos: list[RankInfo]) -> int:
+    # A GPU is one rank's, a host's memory is shared by its CPU ranks.
+    cpu_ranks = Counter(info.host_id for info in infos if info.gpu_uuid is None)
+    shares = [GPU_POOL_SHARE if info.gpu_uuid else CPU_POOL_SHARE / cpu_ranks[info.host_id] for info in infos]
+    fit = min(
+        int(share * free) // page_bytes
+        for share, free, page_bytes in zip(shares, free_bytes, need.page_bytes, strict=True)
+    )
+    if fit < need.least_pages:
+        raise ResourceError("KV pages in the memory left", str(need.least_pages), str(fit))
+    return min(fit, need.wanted_pages)
+
+
+def _has_failed(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError:
+        return True
+    return False

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation operators."""
+
+from __future__ import annotations
+
+from distributed_fi.kernels.norm.rmsnorm import fused_add_rmsnorm, rmsnorm
+
+__all__ = ["fused_add_rmsnorm", "rmsnorm"]
