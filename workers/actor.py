@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import ray
 import torch
+
 from distributed_fi.comm.bootstrap.store import connect_store, serve_store
 from distributed_fi.comm.group import Group
-from distributed_fi.models.llama import LlamaModel, load_model
-from distributed_fi.workers.ring.bridge import BridgeClient
-
 from distributed_fi.config import EngineConfig
-from distributed_fi.errors import InvalidArgumentError, PlanError
+from distributed_fi.errors import PlanError
 from distributed_fi.mesh import MeshCoord
+from distributed_fi.models.llama import LlamaModel, load_model
 from distributed_fi.models.loaders.open import open_checkpoint
 from distributed_fi.plan.sharding import shard_model
 from distributed_fi.workers.rank import serve
 from distributed_fi.workers.rank_info import RankInfo, rank_info
+from distributed_fi.workers.ring.bridge import BridgeClient
 from distributed_fi.workers.ring.reader import RingReader
-from distributed_fi.workers.ring.writer import RingHandle, RingWriter
+from distributed_fi.workers.ring.segment import RingHandle
+from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.runner import Runner
 from distributed_fi.workers.step_hook import load_step_hook
 
@@ -57,7 +57,6 @@ class RankActor:
             self.group = Group.single(self.device)
             return
         store = self.store or connect_store(store_address, self.config.start_timeout_s)
-        store.set_timeout(timedelta(seconds=self.config.start_timeout_s))
         self.group = Group.from_store(
             store,
             self.coord.tp_rank,
@@ -69,7 +68,7 @@ class RankActor:
 
     def load(self, dtype: str, max_position: int) -> int:
         """Read this rank's slice of the weights; returns the device memory free for KV pages, in bytes."""
-        checkpoint = open_checkpoint(self.config.model, self.config.load_format)
+        checkpoint = open_checkpoint(self.config.model, self.config.load_format, seed=self.config.seed)
         shard = shard_model(checkpoint.config, self.config.mesh, self.coord.rank)
         self.model: LlamaModel = load_model(
             checkpoint,
@@ -78,7 +77,6 @@ class RankActor:
             dtype=getattr(torch, dtype),
             device=self.device,
             max_position=max_position,
-            seed=self.config.seed,
             on_progress=self._on_progress,
         )
         if self.device.type == "cuda":
@@ -101,20 +99,26 @@ class RankActor:
         """Map the ring if it is in this host's memory, which its nonce proves; False where it is not."""
         try:
             self.reader = RingReader.attach(handle, reader_idx)
-        except (PlanError, InvalidArgumentError, OSError):
+        except PlanError:
             return False
         return True
 
-    def open_relay(self, address: str, token: str, template: RingHandle, num_readers: int) -> RingHandle:
-        """Become the relay of this host: own a ring for its ranks, joined to the coordinator's over TCP."""
-        writer = RingWriter.create_like(template, num_readers=num_readers)
+    def open_relay(self, address: tuple[str, int], token: bytes, model: RingHandle, num_readers: int) -> RingHandle:
+        """Become the relay of this host: own a ring like `model` for its ranks, joined to that one over TCP."""
+        writer = RingWriter.create(
+            num_readers,
+            slot_bytes=model.layout.slot_bytes,
+            reply_bytes=model.layout.reply_bytes,
+            num_slots=model.layout.num_slots,
+            epoch=model.epoch,
+        )
         self.relay = (writer, BridgeClient(address, token, writer))
         return writer.handle
 
     def attached(self) -> None:
-        """Every rank of this host has mapped the relay's ring: its name can go."""
+        """Wait until every rank of this host has mapped the relay's ring; then its name goes."""
         if self.relay is not None:
-            self.relay[0].unlink()
+            self.relay[0].wait_attached(self.config.start_timeout_s)
 
     def run(self, epoch: int) -> int:
         """Serve steps until the coordinator stops; Ray hears from this rank again only when it ends."""

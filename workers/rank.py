@@ -8,7 +8,8 @@ import time
 import numpy as np
 
 from distributed_fi.mesh import MeshCoord
-from distributed_fi.plan.layout import PlanKind, decode, read_header, slice_replica
+from distributed_fi.plan.layout import decode, read_header, slice_replica
+from distributed_fi.workers.ring.errors import RingFinishedError
 from distributed_fi.workers.ring.reader import RingReader
 from distributed_fi.workers.runner import Runner
 from distributed_fi.workers.step_hook import StepHook
@@ -18,30 +19,29 @@ IDLE_S = 0.5  # how often an idle rank beats and looks whether the coordinator s
 
 
 def serve(reader: RingReader, runner: Runner, coord: MeshCoord, *, epoch: int, hook: StepHook) -> int:
-    """Run plans until a STOP plan comes; returns how many steps were run.
+    """Run plans until the coordinator ends the ring; returns how many steps were run.
 
     Raises:
+        WriterDiedError, RingAbortedError: the coordinator is gone or gave up.
         Whatever a step raised, after its text went to the coordinator; the rank cannot go on then,
         because its peers are in a collective it left.
     """
     steps = 0
     while True:
         waiting_ns = time.monotonic_ns()
-        seq, view = reader.recv(idle_s=IDLE_S)
+        try:
+            seq, view = reader.recv(idle_s=IDLE_S)
+        except RingFinishedError:
+            return steps
         received_ns = time.monotonic_ns()
         try:
             with hook(f"rank {coord.rank}"):
                 buffer = np.frombuffer(view, np.int32)
-                plan = decode(buffer, epoch=epoch)
-                if plan.kind == PlanKind.STOP:
-                    tokens = np.empty(0, np.int32)
-                else:
-                    tokens = runner.step(slice_replica(plan, coord.dp_rank))
-                    steps += 1
+                plan = slice_replica(decode(buffer, epoch=epoch), coord.dp_rank)
+                tokens = runner.step(plan)
         except BaseException as error:
-            reader.reply(seq, 0, f"{type(error).__name__}: {error}".encode()[:4000], status=1)
+            reader.reply(seq, 0, f"{type(error).__name__}: {error}".encode(), status=1)
             raise
         outputs = tokens if coord.tp_rank == 0 else tokens[:0]
         reader.reply(seq, read_header(buffer).digest, StepReply(waiting_ns, received_ns, outputs).to_bytes())
-        if plan.kind == PlanKind.STOP:
-            return steps
+        steps += 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from distributed_fi.kernels.attention.batch_attention import BatchAttention
 from distributed_fi.kernels.kv_cache.append import plan_append
-from distributed_fi.kernels.sampling.logits_pipe import LogitsPipe, MinP, Sample, Softmax, Temperature, TopK, TopP
-from distributed_fi.models.llama import LlamaModel
 
+from distributed_fi.kernels.attention.batch_attention import BatchAttention
+from distributed_fi.kernels.sampling.logits_pipe import LogitsPipe
+from distributed_fi.kernels.sampling.processors import MinP, Sample, Softmax, Temperature, TopK, TopP
+from distributed_fi.models.llama import LlamaModel
 from distributed_fi.plan.layout import StepPlan
 
 

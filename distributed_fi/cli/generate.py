@@ -78,9 +78,10 @@ def generate(
         Engine(served, on_load=on_load) as engine,
     ):
         answers = _answer(engine, encoded, params, live=len(texts) == 1 and not as_json)
-        summary = engine.stats.summary()
+        summary, ranks = engine.stats.summary(), [asdict(info) for info in engine.gang.infos]
     if as_json:
-        print(json.dumps({"completions": [_as_dict(*pair) for pair in zip(texts, answers, strict=True)], **summary}))
+        completions = [{"prompt": text, **asdict(answer)} for text, answer in zip(texts, answers, strict=True)]
+        print(json.dumps({"completions": completions, "mesh": asdict(config.mesh), "ranks": ranks, **summary}))
         return
     if len(texts) > 1:
         for text, answer in zip(texts, answers, strict=True):
@@ -123,10 +124,6 @@ def _prompt_texts(prompts: list[str] | None) -> list[str]:
     if any(not text.strip() for text in texts):
         raise InvalidArgumentError("prompt", "an empty one", "text, as an argument or on stdin")
     return texts
-
-
-def _as_dict(prompt: str, answer: Answer) -> dict[str, object]:
-    return {"prompt": prompt, **asdict(answer)}
 
 
 def _summary_table(summary: dict[str, float | None], mesh: Mesh) -> Table:

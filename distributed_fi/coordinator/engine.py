@@ -18,7 +18,6 @@ from distributed_fi.coordinator.step_loop import StepLoop
 from distributed_fi.coordinator.step_stats import StepStats
 from distributed_fi.scheduler.request import Request
 from distributed_fi.scheduler.scheduler import Scheduler, TokenEvent
-from distributed_fi.workers.ring.segment import sweep
 from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.step_hook import load_step_hook
 from distributed_fi.workers.step_reply import reply_bytes
@@ -60,14 +59,13 @@ class Engine:
         self._arrival_s: dict[str, float] = {}
         self._next_id = 0
         self.hook = load_step_hook(self.config.step_hook)
-        sweep()
-        sizes = self._ring_sizes(self.model.limits.wanted_pages)
-        RingWriter.check_room(self.config.mesh.world_size, **sizes)
+        # Made and given up at once: a /dev/shm too small is found before Ray is started.
+        self._make_ring(self.model.limits.wanted_pages).close()
         self.gang = Gang(self.config)
         try:
             self._start(on_load)
         except BaseException:
-            self.gang.stop()
+            self.gang.stop(is_broken=True)
             raise
 
     def _start(self, on_load: LoadProgress | None) -> None:
@@ -81,7 +79,7 @@ class Engine:
             least_pages=self.model.limits.least_pages,
         )
         num_pages = self.gang.load(dtype, self.model.limits.max_model_len, need, on_load)
-        ring = RingWriter.create(mesh.world_size, epoch=EPOCH, **self._ring_sizes(num_pages))
+        ring = self._make_ring(num_pages)
         self.gang.open_ring(ring, epoch=EPOCH)
         self.scheduler = Scheduler(
             mesh_dp=mesh.dp,
@@ -90,6 +88,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
             max_model_len=self.model.limits.max_model_len,
+            run_ahead=config.run_ahead,
         )
         self.loop = StepLoop(
             self.scheduler,
@@ -104,12 +103,14 @@ class Engine:
         )
         self.stats.load_s = time.monotonic() - begun
 
-    def _ring_sizes(self, num_pages: int) -> dict[str, int]:
-        return {
-            "num_slots": RING_SLOTS,
-            "slot_bytes": plan_bytes(self.config, num_pages),
-            "reply_bytes": reply_bytes(self.config.max_num_seqs),
-        }
+    def _make_ring(self, num_pages: int) -> RingWriter:
+        return RingWriter.create(
+            self.config.mesh.world_size,
+            slot_bytes=plan_bytes(self.config, num_pages),
+            reply_bytes=reply_bytes(self.config.max_num_seqs),
+            num_slots=RING_SLOTS,
+            epoch=EPOCH,
+        )
 
     def add_request(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> str:
         """Queue a prompt, text or token ids; its tokens come from the following `step()` calls.
@@ -150,7 +151,8 @@ class Engine:
             completion = self.completions[event.request_id]
             if event.index == 0:
                 self.stats.first_token_ms.append(1e3 * (now - self._arrival_s.pop(event.request_id)))
-            completion.token_ids.append(event.token_id)
+            if event.finish_reason != "error":
+                completion.token_ids.append(event.token_id)
             completion.finish_reason = event.finish_reason
         self.stats.num_output_tokens += len(events)
         if any(event.index > 0 for event in events):
@@ -172,8 +174,6 @@ class Engine:
 
     def close(self) -> None:
         """End all ranks, and the local Ray if this engine started it; safe to call twice."""
-        if self.gang.ring is not None:
-            self.loop.stop()
         self.gang.stop()
 
     def __enter__(self) -> Self:
@@ -182,7 +182,4 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.gang.stop()
+        self.gang.stop(is_broken=kind is not None)

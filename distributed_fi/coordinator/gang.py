@@ -102,12 +102,12 @@ class Gang:
                 far.setdefault(info.host_id, []).append(rank)
         for ranks in far.values():
             self._open_relay(ring, ranks)
-        ring.unlink()
+        ring.wait_attached(self.config.start_timeout_s)
         self.run_refs = [actor.run.remote(epoch) for actor in self.actors]
 
     def _open_relay(self, ring: RingWriter, ranks: list[int]) -> None:
         """Join the ring of another host's ranks to ours; a rank whose memory proves foreign gets a relay of its own."""
-        bridge = BridgeServer(ring, ranks, ray.util.get_node_ip_address())
+        bridge = BridgeServer(ring.handle, ranks, ray.util.get_node_ip_address())
         self.bridges.append(bridge)
         relay = self.actors[ranks[0]]
         opened = relay.open_relay.remote(bridge.address, bridge.token, ring.handle, len(ranks))
@@ -119,9 +119,15 @@ class Gang:
             raise ResourceError("shared memory between the ranks of one host", "one /dev/shm", ", ".join(strangers))
         self._fetch([relay.attached.remote()], "mapping the relay's ring")
 
-    def stop(self) -> None:
-        """End the actors and what they hold; safe at any point of the start, and twice."""
-        if self.run_refs:
+    def stop(self, *, is_broken: bool = False) -> None:
+        """End the actors and what they hold; safe at any point of the start, and twice.
+
+        A broken gang is not asked to leave by itself: some rank may wait for a peer that is gone.
+        """
+        if self.ring is not None and is_broken:
+            self.ring.abort("the engine gave up")
+        elif self.ring is not None:
+            self.ring.finish()
             ray.wait(self.run_refs, num_returns=len(self.run_refs), timeout=STOP_TIMEOUT_S)
         for bridge in self.bridges:
             bridge.close()

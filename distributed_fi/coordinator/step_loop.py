@@ -13,7 +13,7 @@ from distributed_fi.coordinator.step_stats import StepStats
 from distributed_fi.errors import PlanError
 from distributed_fi.mesh import Mesh
 from distributed_fi.plan.batch import plan_batch
-from distributed_fi.plan.layout import StepPlan, encode, read_header, stop_plan
+from distributed_fi.plan.layout import encode, read_header
 from distributed_fi.scheduler.scheduler import ScheduledStep, Scheduler, TokenEvent
 from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.step_hook import StepHook
@@ -25,7 +25,6 @@ class InFlight:
     """A published step whose tokens are not back yet."""
 
     seq: int
-    digest: int
     scheduled: ScheduledStep
     published_ns: int
 
@@ -58,6 +57,8 @@ class StepLoop:
         self.hook, self.stats = hook, stats
         self.output_ranks = [ranks[0] for ranks in mesh.tp_groups()]
         self.in_flight: deque[InFlight] = deque()
+        self.digests: dict[int, int] = {}  # of plans that some rank has not answered yet, by message number
+        self.checked = [0] * mesh.world_size
         self.step = 0
 
     def turn(self) -> list[TokenEvent]:
@@ -72,32 +73,35 @@ class StepLoop:
                 self._publish(scheduled)
             return self._collect() if self.in_flight else []
 
-    def stop(self) -> None:
-        """Tell the ranks to leave their loops."""
-        self.ring.publish(self._encode(stop_plan(dp=self.mesh.dp)))
-
     def _publish(self, scheduled: ScheduledStep) -> None:
-        buffer = self._encode(plan_batch(scheduled.items, page_size=self.page_size, dp=self.mesh.dp))
+        plan = plan_batch(scheduled.items, page_size=self.page_size, dp=self.mesh.dp)
+        buffer = encode(plan, epoch=self.epoch, step=self.step)
+        self.step += 1
         published_ns = time.monotonic_ns()
         seq = self.ring.publish(buffer)
-        self.in_flight.append(InFlight(seq, read_header(buffer).digest, scheduled, published_ns))
+        self.digests[seq] = read_header(buffer).digest
+        self.in_flight.append(InFlight(seq, scheduled, published_ns))
 
     def _collect(self) -> list[TokenEvent]:
         step = self.in_flight[0]
         replies = self.ring.wait_replies(step.seq, self.output_ranks, self.timeout_s)
         self.in_flight.popleft()
-        outputs = []
-        for rank in self.output_ranks:
-            if replies[rank].digest != step.digest:
-                raise PlanError(f"rank {rank} ran plan {replies[rank].digest:#x} where {step.digest:#x} was sent")
-            outputs.append(StepReply.from_bytes(replies[rank].payload))
+        self._check_digests()
+        outputs = [StepReply.from_bytes(replies[rank].payload) for rank in self.output_ranks]
         self._record(step, outputs)
         # Samples are ordered by replica, as the plan is.
         return self.scheduler.complete(step.scheduled, np.concatenate([reply.tokens for reply in outputs]))
 
-    def _encode(self, plan: StepPlan) -> np.ndarray:
-        self.step += 1
-        return encode(plan, epoch=self.epoch, step=self.step)
+    def _check_digests(self) -> None:
+        # Nobody waits for the ranks that do not output; whatever they answered since the last look is checked.
+        for rank, acked in enumerate(self.ring.acked()):
+            for seq in range(self.checked[rank] + 1, acked + 1):
+                ran, sent = self.ring.reply_of(rank, seq).digest, self.digests[seq]
+                if ran != sent:
+                    raise PlanError(f"rank {rank} ran plan {ran:#018x} where {sent:#018x} was sent")
+            self.checked[rank] = acked
+        for seq in range(min(self.digests), min(self.checked) + 1):
+            del self.digests[seq]
 
     def _record(self, step: InFlight, outputs: list[StepReply]) -> None:
         latency_ns = max(o.received_ns - max(step.published_ns, o.waiting_ns) for o in outputs)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from distributed_fi.config import ModelConfig
+from distributed_fi.config import ModelConfig, check_range
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.mesh import Mesh
 
@@ -41,7 +41,13 @@ class RankShard:
 
 
 def split_contiguous(size: int, parts: int) -> list[Span]:
-    """Cut [0, size) into `parts` neighbouring spans whose lengths differ by one at most, longer first."""
+    """Cut [0, size) into `parts` neighbouring spans whose lengths differ by one at most, longer first.
+
+    Raises:
+        InvalidArgumentError: size is negative or parts below 1.
+    """
+    check_range("size", size, "an integer >= 0", size >= 0)
+    check_range("parts", parts, "an integer >= 1", parts >= 1)
     base, longer = divmod(size, parts)
     starts = [i * base + min(i, longer) for i in range(parts + 1)]
     return [Span(start, stop) for start, stop in itertools.pairwise(starts)]
@@ -58,8 +64,8 @@ def shard_heads(num_qo_heads: int, num_kv_heads: int, tp: int) -> list[HeadShard
     Raises:
         InvalidArgumentError: more ranks than query heads, or num_qo_heads no multiple of num_kv_heads.
     """
-    if num_qo_heads % num_kv_heads != 0:
-        raise InvalidArgumentError("num_qo_heads", num_qo_heads, f"a multiple of num_kv_heads={num_kv_heads}")
+    if num_kv_heads < 1 or num_qo_heads % num_kv_heads != 0:
+        raise InvalidArgumentError("num_qo_heads", num_qo_heads, f"a multiple of num_kv_heads={num_kv_heads} >= 1")
     if not 1 <= tp <= num_qo_heads:
         raise InvalidArgumentError("tp", tp, f"1 <= tp <= {num_qo_heads}, the model's query heads")
     group = num_qo_heads // num_kv_heads

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a rank joins a group: everybody signs in to the store, then the backend connects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, Store
+
+from distributed_fi.comm.backend import Backend
+from distributed_fi.comm.deadline import Deadline, check_timeout
+from distributed_fi.comm.gloo_backend import GlooBackend, gloo_process_group
+from distributed_fi.comm.nccl_backend import NcclBackend, nccl_process_group
+from distributed_fi.errors import CollectiveError, CollectiveTimeoutError, InvalidArgumentError, UnsupportedError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank of a group, before it has joined.
+
+    Raises:
+        InvalidArgumentError: a field out of range.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    timeout_s: float
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.world_size) or self.world_size < 1:
+            raise InvalidArgumentError("world_size", self.world_size, "an integer >= 1")
+        if not _is_int(self.rank) or not 0 <= self.rank < self.world_size:
+            raise InvalidArgumentError("rank", self.rank, f"an integer in [0, {self.world_size})")
+        if not isinstance(self.name, str) or not self.name:
+            raise InvalidArgumentError("name", self.name, "a text that is not empty")
+        check_timeout(self.timeout_s)
+
+    def failure(self, problem: str, kind: type[CollectiveError] = CollectiveError) -> CollectiveError:
+        """The error of a rank that could not join."""
+        return kind(self.rank, "join", 0, f"group {self.name!r}: {problem}")
+
+
+def group_device(device: torch.device | str) -> torch.device:
+    """A device as torch reports it for tensors: the CPU, or CUDA with its index.
+
+    Raises:
+        InvalidArgumentError: no device. UnsupportedError: neither cpu nor cuda.
+    """
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidArgumentError("device", device, "a device such as cpu or cuda:0") from error
+    if where.type == "cuda" and where.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if where.type not in ("cpu", "cuda"):
+        raise UnsupportedError("device", device, "cpu or cuda")
+    return torch.device("cpu") if where.type == "cpu" else where
+
+
+def connect(store: Store, member: Member, *, host: str | None) -> tuple[Store, Backend]:
+    """Sign in, wait for all, and connect a backend of the group's own.
+
+    Returns:
+        The store, prefixed for this group, and the backend.
+    """
+    deadline = Deadline(member.timeout_s)
+    try:
+        prefixed = _sign_in(store, member, deadline)
+        return prefixed, _own_backend(prefixed, member, host or _loopback_of(store), deadline)
+    except CollectiveError:
+        raise
+    except RuntimeError as error:  # of the store or the backend; torch's own types derive from it
+        kind = CollectiveTimeoutError if deadline.expired else CollectiveError
+        raise member.failure(f"cannot connect: {error}", kind) from error
+
+
+def adopt(process_group: Any, member: Member) -> Backend:
+    """The backend that runs on an existing process group."""
+    pg = process_group._get_backend(member.device) if hasattr(process_group, "_get_backend") else process_group
+    kind = pg.name()
+    ranks = (member.rank, member.world_size)
+    if kind == "gloo" and member.device.type == "cpu":
+        return GlooBackend(pg, *ranks, name=member.name, timeout_s=member.timeout_s, is_owner=False)
+    if kind == "nccl" and member.device.type == "cuda":
+        return NcclBackend(pg, *ranks, device=member.device, name=member.name, is_owner=False)
+    raise UnsupportedError("process_group", f"{kind} for {member.device}", "gloo for cpu or nccl for cuda")
+
+
+def _sign_in(store: Store, member: Member, deadline: Deadline) -> Store:
+    """Leave this rank's key, wait for the others', compare."""
+    # The n-th group of a name meets under the n-th prefix, so that no key of an earlier one is seen.
+    generation = store.add(f"distributed_fi/{member.name}/rank{member.rank}", 1)
+    prefixed = PrefixStore(f"distributed_fi/{member.name}/{generation}", store)
+    mine = f"world_size {member.world_size} on {member.device.type}"
+    prefixed.set(f"member{member.rank}", mine)
+    missing = list(range(member.world_size))
+
+    def all_there() -> bool:
+        while missing and prefixed.check([f"member{missing[0]}"]):
+            missing.pop(0)
+        return not missing
+
+    if not deadline.poll(all_there, every_s=_POLL_S):
+        late = [r for r in missing if not prefixed.check([f"member{r}"])]
+        ranks = f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
+        raise member.failure(f"{ranks} did not join within {member.timeout_s:g} s", CollectiveTimeoutError)
+    for peer in range(member.world_size):
+        theirs = prefixed.get(f"member{peer}").decode()
+        if theirs != mine:
+            raise member.failure(f"ranks disagree: rank {peer} has {theirs}, rank {member.rank} {mine}")
+    return prefixed
+
+
+def _own_backend(store: Store, member: Member, host: str | None, deadline: Deadline) -> Backend:
+    ranks = (member.rank, member.world_size)
+    if member.device.type == "cpu":
+        gloo = gloo_process_group(store, *ranks, host=host, timeout_s=deadline.left().total_seconds())
+        return GlooBackend(gloo, *ranks, name=member.name, timeout_s=member.timeout_s, is_owner=True)
+    nccl = nccl_process_group(store, *ranks, device=member.device, timeout_s=deadline.left().total_seconds())
+    return NcclBackend(nccl, *ranks, device=member.device, name=member.name, is_owner=True)
+
+
+def _loopback_of(store: Store) -> str | None:
+    """Loopback, where the store is there: then all ranks are on this host."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return "127.0.0.1" if getattr(store, "host", None) in _LOOPBACK else None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The norms as their formulas read, in float64: what the operators are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """float64 [..., hidden_size]: input / sqrt(mean(input^2) + eps) * weight."""
+    x = input.double()
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + eps) * weight.double()
+
+
+def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """float64 (norm of the sum, sum)."""
+    total = input.double() + residual.double()
+    return rmsnorm(total, weight, eps), total

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling row by row in float64 Python, over an explicitly sorted list: what the operators are tested against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+
+def ranked(row: Sequence[float]) -> list[int]:
+    """Token ids by value, largest first; equals by id, smallest first."""
+    return sorted(range(len(row)), key=lambda token: (-row[token], token))
+
+
+def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
+    """exp(l / t) / sum; temperature 0 gives 1 to the first of ranked()."""
+    if temperature == 0:
+        return [float(token == ranked(logits)[0]) for token in range(len(logits))]
+    peak = max(logits)
+    terms = [math.exp((logit - peak) / temperature) for logit in logits]
+    return [term / math.fsum(terms) for term in terms]
+
+
+def top_k(row: Sequence[float], k: int) -> set[int]:
+    """Tokens that stay; k = 0 keeps all."""
+    return set(ranked(row)[: k or len(row)])
+
+
+def top_p(probs: Sequence[float], p: float) -> set[int]:
+    """Tokens that stay: the shortest head of ranked() that holds p of the sum; p = 1 keeps all."""
+    if p == 1:
+        return set(range(len(probs)))
+    order, total = ranked(probs), math.fsum(probs)
+    for size in range(1, len(order)):
+        if math.fsum(probs[token] for token in order[:size]) >= p * total:
+            return set(order[:size])
+    return set(order)
+
+
+def min_p(probs: Sequence[float], p: float) -> set[int]:
+    """Tokens that stay: those of at least p times the largest."""
+    return {token for token, prob in enumerate(probs) if prob >= p * max(probs)}
+
+
+def only(probs: Sequence[float], tokens: Collection[int]) -> list[float]:
+    """Probabilities of `tokens`, summing to 1; 0 elsewhere."""
+    total = math.fsum(probs[token] for token in tokens)
+    return [prob / total if token in tokens else 0.0 for token, prob in enumerate(probs)]
+
+
+def draw(probs: Sequence[float], uniform: float) -> int:
+    """First token at which the running sum passes uniform times the total."""
+    target = uniform * math.fsum(probs)
+    for token in range(len(probs)):
+        if math.fsum(probs[: token + 1]) > target:
+            return token
+    raise ValueError("no probability")

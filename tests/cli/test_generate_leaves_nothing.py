@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""However `generate` ends, no process and no shared memory stays behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.model, pytest.mark.ray]
+START_TIMEOUT_S, GONE_TIMEOUT_S = 90.0, 20.0
+COMMAND = [sys.executable, "-m", "distributed_fi", "generate", "--tp", "2", "--load-format", "dummy", "--ignore-eos"]
+
+
+def segments() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("dfi-*")}
+
+
+def started_by(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return holds()
+
+
+@pytest.mark.parametrize(
+    ("signum", "exit_code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["ctrl-c", "terminated", "killed"],
+)
+def test_a_driver_stopped_while_it_generates(signum: signal.Signals, exit_code: int) -> None:
+    before = segments()
+    driver = subprocess.Popen(
+        [*COMMAND, "Once upon a time", "--max-tokens", "8000"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.read(8) != b""  # the first words are out: ranks are in their step loops
+    family = started_by(driver.pid)
+    ranks = [process for process in family if "RankActor" in " ".join(process.cmdline())]
+    assert len(ranks) == 2
+    driver.send_signal(signum)
+    assert driver.wait(GONE_TIMEOUT_S) == exit_code
+    driver.stdout.close()
+    assert wait_until(lambda: not any(process.is_running() for process in family), GONE_TIMEOUT_S), [
+        process for process in family if process.is_running()
+    ]
+    assert segments() <= before
+
+
+def test_a_rank_killed_while_it_generates_ends_the_run_with_its_name() -> None:
+    before = segments()
+    driver = subprocess.Popen(
+        [*COMMAND, "Once upon a time", "--max-tokens", "8000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.read(8) != ""
+    family = started_by(driver.pid)
+    victim = next(process for process in family if "RankActor" in " ".join(process.cmdline()))
+    victim.kill()
+    _, errors = driver.communicate(timeout=START_TIMEOUT_S)
+    assert driver.returncode == 1
+    assert errors.count("\n") == 1 and "error: rank " in errors
+    assert wait_until(lambda: not any(process.is_running() for process in family), GONE_TIMEOUT_S)
+    assert segments() <= before
+
+
+def test_a_normal_end() -> None:
+    before = segments()
+    command = [*COMMAND, "Once upon a time", "--max-tokens", "4", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert '"finish_reason": "length"' in done.stdout
+    assert segments() <= before
+    mine = [p for p in psutil.process_iter(["cmdline"]) if "RankActor" in " ".join(p.info["cmdline"] or [])]
+    assert mine == []
