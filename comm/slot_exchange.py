@@ -28,6 +28,7 @@ from distributed_fi.comm.fingerprint import (
     describe_header,
     group_digest,
     payload_bytes,
+    renumbered,
 )
 from distributed_fi.errors import CollectiveError, CollectiveTimeoutError
 
@@ -44,9 +45,10 @@ _MAX_VIEWS = 1024
 class _Views:
     """The slots as tensors of one dtype and shape."""
 
-    __slots__ = ("messages", "parts", "payload")
+    __slots__ = ("header", "messages", "parts", "payload")
 
-    def __init__(self, outbox: Tensor, inbox: Tensor, rank: int, x: Tensor):
+    def __init__(self, outbox: Tensor, inbox: Tensor, rank: int, x: Tensor, header: bytes):
+        self.header = bytearray(header)
         end = _PAYLOAD_AT + x.nbytes
         message = outbox[rank, :end]
         self.messages = [message] * (len(outbox) - 1)
@@ -87,11 +89,12 @@ class SlotExchange:
         """Every rank's x, in rank order, in slots that the next call but one overwrites.
 
         Args:
+            call: of one and the same operation in all calls of this method, with x's dtype and shape.
             x: any shape and strides, at most INLINE_BYTES.
         """
-        views = self._views.get((x.dtype, x.shape)) or self._add_views(x)
+        views = self._views.get((x.dtype, x.shape)) or self._add_views(call, x)
         views.payload.copy_(x)
-        header = call.header(self._group_id, x.nbytes)
+        header = renumbered(views.header, call.seq)
         self._out_bytes[self._rank][:HEADER_BYTES] = header
         filled = self._swap(call, views.messages, Deadline(self._timeout_s))
         for peer in self._peers:
@@ -141,10 +144,11 @@ class SlotExchange:
         message[_PAYLOAD_AT:].copy_(payload)
         return message
 
-    def _add_views(self, x: Tensor) -> _Views:
+    def _add_views(self, call: Call, x: Tensor) -> _Views:
         if len(self._views) >= _MAX_VIEWS:
             self._views.clear()
-        views = self._views[x.dtype, x.shape] = _Views(self._outbox, self._inbox, self._rank, x)
+        header = call.header(self._group_id, x.nbytes)
+        views = self._views[x.dtype, x.shape] = _Views(self._outbox, self._inbox, self._rank, x, header)
         return views
 
     def _post(self) -> None:

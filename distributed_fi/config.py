@@ -62,6 +62,9 @@ class SamplingParams:
         check_range("max_tokens", self.max_tokens, "an integer >= 1", _is_int(self.max_tokens) and self.max_tokens >= 1)
         seed_ok = self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63)
         check_range("seed", self.seed, "an integer in [0, 2^63)", seed_ok)
+        stops = self.stop_token_ids
+        stops_ok = isinstance(stops, tuple) and all(_is_int(token) and token >= 0 for token in stops)
+        check_range("stop_token_ids", stops, "a tuple of token ids", stops_ok)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,11 @@ class EngineConfig:
     step_hook: str | None = None
 
     def __post_init__(self) -> None:
+        check_range(
+            "model", repr(self.model), "a path or package:NAME", isinstance(self.model, str) and self.model != ""
+        )
+        check_range("mesh", self.mesh, "a Mesh", isinstance(self.mesh, Mesh))
+        check_range("seed", self.seed, "an integer in [0, 2^63)", _is_int(self.seed) and 0 <= self.seed < 2**63)
         check_range("dtype", self.dtype, f"one of {', '.join(DTYPES)}", self.dtype in DTYPES)
         formats = ", ".join(LOAD_FORMATS)
         check_range("load_format", self.load_format, f"one of {formats}", self.load_format in LOAD_FORMATS)

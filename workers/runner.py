@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from distributed_fi.kernels.kv_cache.append import plan_append
 
 from distributed_fi.kernels.attention.batch_attention import BatchAttention
+from distributed_fi.kernels.kv_cache.append import plan_append
 from distributed_fi.kernels.sampling.logits_pipe import LogitsPipe
 from distributed_fi.kernels.sampling.processors import MinP, Sample, Softmax, Temperature, TopK, TopP
 from distributed_fi.models.llama import LlamaModel
@@ -98,6 +98,8 @@ class Runner:
         )
         slots = self._to_device(plan.request_slots[plan.sample_requests])
         self.last_tokens[slots] = tokens.clamp(min=0)
+        # With a deadline, which the copy below has not: a collective may hang because a peer is gone.
+        self.model.group.synchronize()
         return tokens.cpu().numpy()
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

@@ -137,6 +137,9 @@ def _rope(fields: _Fields) -> RopeConfig:
         scaling = fields.nested("rope_scaling")
     number = (int, float)
     theta = float(scaling.number("rope_theta", fields.number("rope_theta", 10000.0, kind=number), kind=number))
+    rotated = scaling.number("partial_rotary_factor", 1.0, kind=number)
+    if rotated != 1:
+        raise UnsupportedError("partial_rotary_factor", rotated, "1.0, the whole head")
     kind = scaling.values.get("rope_type", scaling.values.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta=theta)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from distributed_fi.config import ModelConfig
 from distributed_fi.models.weights import WeightSlice, WeightSpec
 from distributed_fi.plan.sharding import RankShard, Span
@@ -14,13 +16,14 @@ LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 
 
-def llama_tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the checkpoint; weights are [out features, in features]."""
+def iter_tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the checkpoint; weights are [out features, in features]."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_qo_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
+    yield EMBEDDING, (config.vocab_size, hidden)
+    yield FINAL_NORM, (hidden,)
     if not config.tie_word_embeddings:
-        shapes[LM_HEAD] = (config.vocab_size, hidden)
+        yield LM_HEAD, (config.vocab_size, hidden)
     layer = {
         "input_layernorm": (hidden,),
         "self_attn.q_proj": (q_size, hidden),
@@ -33,8 +36,8 @@ def llama_tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj": (hidden, intermediate),
     }
     for i in range(config.num_layers):
-        shapes.update({f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()})
-    return shapes
+        for name, shape in layer.items():
+            yield f"model.layers.{i}.{name}.weight", shape
 
 
 def llama_weight_specs(config: ModelConfig, shard: RankShard) -> list[WeightSpec]:
@@ -44,7 +47,7 @@ def llama_weight_specs(config: ModelConfig, shard: RankShard) -> list[WeightSpec
     `gate_up` [2 I, H] and `down` [H, I], under `layers.N.`; besides `embed_tokens` [V, H], `norm` [H]
     and, unless the embeddings are tied, `lm_head` [V, H]. Hq, Hkv, I and V are the rank's own.
     """
-    shapes = llama_tensor_shapes(config)
+    shapes = dict(iter_tensor_shapes(config))
 
     def rows(name: str, span: Span) -> WeightSlice:
         return WeightSlice(name, shapes[name], 0, span)

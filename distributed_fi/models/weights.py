@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,22 +97,26 @@ def load_weights(
     return weights
 
 
-def check_tensors(path: str, expected: Mapping[str, tuple[int, ...]], present: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(
+    path: str, expected: Iterable[tuple[str, tuple[int, ...]]], present: Mapping[str, tuple[int, ...]]
+) -> None:
     """Raise unless a checkpoint holds exactly the model's tensors, each with the shape its config says.
 
     Args:
         path: the file or folder, for the message.
-        expected: shape of each tensor of the model.
+        expected: name and shape of each tensor of the model; taken one by one, so that a garbled
+            number of layers ends at the first one that is missing.
         present: shape of each tensor of the checkpoint, without those that are known to be no weights.
     Raises:
         CorruptWeightsError: a tensor is missing or has another shape.
         UnsupportedError: a tensor is there that the model would silently leave out, such as a bias.
     """
-    for name, shape in expected.items():
+    unknown = set(present)
+    for name, shape in expected:
         if name not in present:
             raise CorruptWeightsError(path, f"lacks the tensor {name}")
         if present[name] != shape:
             raise CorruptWeightsError(path, f"{name} is {list(present[name])}, its config says {list(shape)}")
-    unknown = next((name for name in present if name not in expected), None)
-    if unknown is not None:
-        raise UnsupportedError("weights", unknown, "only the tensors of a Llama model")
+        unknown.discard(name)
+    if unknown:
+        raise UnsupportedError("weights", min(unknown), "only the tensors of a Llama model")

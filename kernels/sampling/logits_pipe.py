@@ -134,7 +134,7 @@ def _input_type(processors: Sequence[LogitsProcessor], asked: TensorType | str |
         expected = "logits or probs, since the processors take either"
         raise InvalidArgumentError("input_type", None, expected)
     # If neither fits, the error to show is that of the reading that gets furthest.
-    return fitting[0] if fitting else max(accepted, key=lambda kind: misfits[kind] or (0,))
+    return fitting[0] if fitting else max(accepted, key=lambda kind: (misfits[kind] or (0,))[0])
 
 
 def _chain(processors: Sequence[LogitsProcessor], kind: TensorType) -> list[TensorType]:

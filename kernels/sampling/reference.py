@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 
 def ranked(row: Sequence[float]) -> list[int]:
@@ -15,10 +16,12 @@ def ranked(row: Sequence[float]) -> list[int]:
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
     """exp(l / t) / sum; temperature 0 gives 1 to the first of ranked()."""
     if temperature == 0:
-        return [float(token == ranked(logits)[0]) for token in range(len(logits))]
+        first = ranked(logits)[0]
+        return [float(token == first) for token in range(len(logits))]
     peak = max(logits)
     terms = [math.exp((logit - peak) / temperature) for logit in logits]
-    return [term / math.fsum(terms) for term in terms]
+    total = math.fsum(terms)
+    return [term / total for term in terms]
 
 
 def top_k(row: Sequence[float], k: int) -> set[int]:
@@ -30,16 +33,15 @@ def top_p(probs: Sequence[float], p: float) -> set[int]:
     """Tokens that stay: the shortest head of ranked() that holds p of the sum; p = 1 keeps all."""
     if p == 1:
         return set(range(len(probs)))
-    order, total = ranked(probs), math.fsum(probs)
-    for size in range(1, len(order)):
-        if math.fsum(probs[token] for token in order[:size]) >= p * total:
-            return set(order[:size])
-    return set(order)
+    order = ranked(probs)
+    reached = list(accumulate(probs[token] for token in order))
+    return set(order[: 1 + sum(mass < p * reached[-1] for mass in reached[:-1])])
 
 
 def min_p(probs: Sequence[float], p: float) -> set[int]:
     """Tokens that stay: those of at least p times the largest."""
-    return {token for token, prob in enumerate(probs) if prob >= p * max(probs)}
+    floor = p * max(probs)
+    return {token for token, prob in enumerate(probs) if prob >= floor}
 
 
 def only(probs: Sequence[float], tokens: Collection[int]) -> list[float]:
@@ -50,8 +52,5 @@ def only(probs: Sequence[float], tokens: Collection[int]) -> list[float]:
 
 def draw(probs: Sequence[float], uniform: float) -> int:
     """First token at which the running sum passes uniform times the total."""
-    target = uniform * math.fsum(probs)
-    for token in range(len(probs)):
-        if math.fsum(probs[: token + 1]) > target:
-            return token
-    raise ValueError("no probability")
+    running = list(accumulate(probs))
+    return next(token for token, mass in enumerate(running) if mass > uniform * running[-1])

@@ -14,6 +14,8 @@ from distributed_fi.kernels.sampling.weights import to_weights, weight_scale
 
 # Below it, dividing a logit could overflow float32; no such temperature differs from this one.
 MIN_TEMPERATURE = 1e-30
+# Probabilities drawn from at a time on the CPU: their 64-bit weights then stay in the cache, which halves the time.
+CHUNK = 1 << 16
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -46,6 +48,13 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         int32 [batch]: a token of non-zero probability; -1 where the row has a NaN or no probability at all.
     """
+    if probs.device.type == "cpu" and probs.numel() > CHUNK:
+        rows = max(1, CHUNK // probs.shape[-1])
+        return torch.cat([_draw(*chunk) for chunk in zip(probs.split(rows), uniform.split(rows), strict=True)])
+    return _draw(probs, uniform)
+
+
+def _draw(probs: Tensor, uniform: Tensor) -> Tensor:
     peak = probs.amax(-1)
     running = to_weights(probs, weight_scale(probs)).cumsum_(-1)
     total = running[:, -1:]

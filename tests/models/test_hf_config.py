@@ -168,6 +168,10 @@ def test_a_field_that_cannot_be_is_named(tmp_path: Path, change: dict[str, Any],
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1.0, in config.json, got 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: expected None, in config.json, got {'bits': 4}"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type: expected one of default, linear, llama3, got yarn"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor: expected 1.0, the whole head, got 0.5",
+        ),
         ({"torch_dtype": "int8"}, "dtype: expected one of float32, float16, bfloat16, in config.json, got int8"),
         (
             {"architectures": ["Qwen2ForCausalLM"]},

@@ -66,6 +66,9 @@ class Segment:
         fd = _reserve(path, layout.total_bytes)
         try:
             segment = Segment(handle, _map(fd, layout.total_bytes))
+        except OSError:
+            path.unlink()
+            raise
         finally:
             os.close(fd)
         segment._write_header()

@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import UnsupportedError
 from distributed_fi.models.gguf_config import gguf_config
-from distributed_fi.models.llama_weights import EMBEDDING, FINAL_NORM, LM_HEAD, llama_tensor_shapes
+from distributed_fi.models.llama_weights import EMBEDDING, FINAL_NORM, LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.loaders.gguf_header import GgufTensor, read_gguf_header
 from distributed_fi.models.weights import WeightSlice, check_tensors
@@ -53,7 +53,7 @@ class GgufCheckpoint(Checkpoint):
         for tensor in self._header.tensors.values():
             _check_can_dequantize(tensor)
         super().__init__(path, gguf_config(self._header, self._rope_factors()))
-        expected = {gguf_name(name): shape for name, shape in llama_tensor_shapes(self.config).items()}
+        expected = ((gguf_name(name), shape) for name, shape in iter_tensor_shapes(self.config))
         check_tensors(str(path), expected, {n: t.shape for n, t in self._header.tensors.items() if n != ROPE_FREQS})
 
     def read(self, piece: WeightSlice, out: torch.Tensor) -> None:

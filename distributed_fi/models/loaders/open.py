@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distributed_fi.config import LOAD_FORMATS
 from distributed_fi.errors import InvalidArgumentError, NotFoundError
+from distributed_fi.kernels.rope.frequencies import rope_frequencies
 from distributed_fi.models.hf_config import read_hf_config
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.loaders.dummy import DummyCheckpoint
@@ -40,9 +41,12 @@ def open_checkpoint(model: str, load_format: str = "auto", *, seed: int = 0) -> 
     if not model or not path.exists():
         raise NotFoundError("model", repr(model), MODEL_FORMS)
     try:
-        return _open(_find_weights(path, load_format), load_format, seed)
+        checkpoint = _open(_find_weights(path, load_format), load_format, seed)
     except PermissionError as error:
         raise NotFoundError("model", str(error.filename or path), "a model this user may read") from error
+    # Raises here what would otherwise stop every rank: a rotary base or head dimension that cannot be.
+    rope_frequencies(checkpoint.config.rope, checkpoint.config.head_dim)
+    return checkpoint
 
 
 def _open(path: Path, load_format: str, seed: int) -> Checkpoint:

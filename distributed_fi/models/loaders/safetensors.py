@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import CorruptWeightsError, NotFoundError, UnsupportedError
-from distributed_fi.models.llama_weights import LM_HEAD, llama_tensor_shapes
+from distributed_fi.models.llama_weights import LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.weights import WeightSlice, check_tensors
 
@@ -46,7 +46,7 @@ class SafetensorsCheckpoint(Checkpoint):
         super().__init__(path, config)
         self._tensors = {name: tensor for file in shard_files(path) for name, tensor in read_header(file).items()}
         shapes = {name: t.shape for name, t in self._tensors.items() if not _is_derived(name, config)}
-        check_tensors(str(path), llama_tensor_shapes(config), shapes)
+        check_tensors(str(path), iter_tensor_shapes(config), shapes)
         for name in shapes:
             dtype = self._tensors[name].dtype
             if dtype not in DTYPE_BYTES:

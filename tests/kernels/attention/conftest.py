@@ -73,7 +73,8 @@ class PagedBatch:
             cache = torch.full(shape, float("nan"), dtype=self.dtype)
             for tokens, pages in zip(dense, self.pages, strict=True):
                 for page, part in zip(pages, tokens.split(self.page_size), strict=bool(pages)):
-                    cache[page, : len(part)] = part
+                    if page >= 0:
+                        cache[page, : len(part)] = part
             caches.append(cache.transpose(1, 2).contiguous() if self.kv_layout == "HND" else cache)
         return torch.stack(caches, dim=1) if self.is_combined else (caches[0], caches[1])
 

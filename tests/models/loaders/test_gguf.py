@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from distributed_fi.errors import CorruptWeightsError, UnsupportedError
-from distributed_fi.models.llama_weights import llama_tensor_shapes
+from distributed_fi.models.llama_weights import iter_tensor_shapes
 from distributed_fi.models.loaders.gguf import GgufCheckpoint
 from distributed_fi.models.loaders.gguf_header import read_gguf_header
 from distributed_fi.models.loaders.open import open_checkpoint
@@ -29,7 +29,7 @@ def test_every_tensor_is_the_one_that_transformers_reads(make_gguf) -> None:
     path, _ = make_gguf("Q8_0")
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).state_dict()
     checkpoint = GgufCheckpoint(path)
-    for name, shape in llama_tensor_shapes(checkpoint.config).items():
+    for name, shape in iter_tensor_shapes(checkpoint.config):
         torch.testing.assert_close(read(checkpoint, WeightSlice.whole(name, shape)), theirs[name], rtol=0, atol=0)
 
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import random
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from distributed_fi.errors import InvalidArgumentError, NotFoundError
+from distributed_fi.errors import DfiError, InvalidArgumentError, NotFoundError
 from distributed_fi.models.loaders.dummy import DummyCheckpoint
 from distributed_fi.models.loaders.gguf import GgufCheckpoint
+from distributed_fi.models.loaders.gguf_header import read_gguf_header
 from distributed_fi.models.loaders.open import open_checkpoint
 from distributed_fi.models.loaders.safetensors import SafetensorsCheckpoint
 
@@ -113,3 +115,39 @@ def test_a_load_format_the_model_is_not_in_is_refused(make_hf, make_gguf) -> Non
         open_checkpoint(str(file), "safetensors")
     with pytest.raises(InvalidArgumentError, match=r"load_format: expected safetensors, which .* holds, got gguf"):
         open_checkpoint(str(folder), "gguf")
+
+
+@pytest.mark.parametrize("setting, message", [({"rope_theta": -1.0}, "rope_theta: expected a number > 0, got -1.0")])
+def test_a_rotary_embedding_that_cannot_be_is_refused(make_hf, setting: dict, message: str) -> None:
+    folder, _ = make_hf(rope_parameters={"rope_type": "default", **setting})
+    with pytest.raises(InvalidArgumentError, match=message):
+        open_checkpoint(str(folder))
+
+
+def header_bytes(file: Path) -> int:
+    if file.suffix == ".gguf":
+        return min(tensor.offset for tensor in read_gguf_header(file).tensors.values())
+    if file.suffix == ".safetensors":
+        return 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    return file.stat().st_size
+
+
+@pytest.mark.parametrize("damaged", ["Q8_0.gguf", "llama/model.safetensors", "llama/config.json"])
+def test_damaged_bytes_of_a_header_open_or_are_a_typed_error(make_hf, make_gguf, tmp_path: Path, damaged: str) -> None:
+    make_gguf("Q8_0")
+    make_hf(shard_size="1GB")
+    file, rng = tmp_path / damaged, random.Random(0)
+    content, size = file.read_bytes(), header_bytes(file)
+    opened = refused = 0
+    for _ in range(150):
+        changed = bytearray(content)
+        for _ in range(rng.choice([1, 2, 8])):
+            changed[rng.randrange(size)] = rng.randrange(256)
+        file.write_bytes(changed)
+        try:
+            open_checkpoint(str(file if file.suffix == ".gguf" else file.parent))
+            opened += 1
+        except DfiError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert opened + refused == 150 and refused > 50

@@ -298,3 +298,20 @@ def test_handle_and_token_cross_between_processes_as_plain_values(writer: RingWr
         server.address,
         server.token,
     )
+
+
+def test_relay_that_falls_silent_is_the_death_of_its_ranks(
+    writer: RingWriter, near_rank: RingReader, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    server = BridgeServer(writer.handle, [1, 2], "127.0.0.1", silence_s=1.0)
+    (tmp_path / "far").mkdir()
+    relay = start("relay", server.address, server.token.hex(), str(tmp_path / "far"), "2")
+    handle = relay.handle()
+    for idx in range(2):
+        start("echo", handle, str(idx))
+    writer.wait_attached(30.0)
+    os.kill(relay.pid, signal.SIGSTOP)
+    seq = writer.publish(b"")
+    with pytest.raises(RankDiedError, match=r"^rank 1: connection to its host lost: silent for 1 s"):
+        writer.wait_replies(seq, [1], timeout_s=30.0)
+    server.close()
