@@ -42,8 +42,8 @@ class GlooBackend:
     name = "gloo"
 
     def __init__(self, process_group: Any, rank: int, world_size: int, *, name: str, timeout_s: float, is_owner: bool):
-        self._rank, self._world_size, self._is_owner = rank, world_size, is_owner
-        self._slots = SlotExchange(process_group, rank, world_size, name=name, timeout_s=timeout_s)
+        self._rank, self._world_size = rank, world_size
+        self._slots = SlotExchange(process_group, rank, world_size, name=name, timeout_s=timeout_s, is_owner=is_owner)
         self.inline_bytes = INLINE_BYTES
         self.two_shot_bytes = TWO_SHOT_BYTES if world_size == 2 else INLINE_BYTES
 
@@ -86,10 +86,7 @@ class GlooBackend:
         """Calls on the CPU have ended when they return."""
 
     def abort(self) -> None:
-        if self._is_owner:
-            self._slots.abort()
-        else:
-            self._slots.close()
+        self._slots.abort()
 
     def close(self) -> None:
         self._slots.close()

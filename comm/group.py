@@ -126,14 +126,13 @@ class Group:
         Args:
             process_group: a ProcessGroup whose backend for `device` is gloo (CPU) or NCCL (CUDA). gloo: the
                 group sends messages of three tags of its own. close() leaves it as it is; a timeout ends it.
-            device: None takes CUDA's current device where the process group serves CUDA, else the CPU.
+            device: None takes CUDA's current device where the process group serves it by NCCL, else the CPU.
         Raises:
             UnsupportedError: another backend.
         """
         rank, world_size = process_group.rank(), process_group.size()
-        if device is None:
-            device = "cuda" if any(d.type == "cuda" for d in process_group._device_types) else "cpu"
-        own = join.Member(rank, world_size, join.group_device(device), check_timeout(timeout_s), name)
+        where = join.group_device(join.main_device(process_group) if device is None else device)
+        own = join.Member(rank, world_size, where, check_timeout(timeout_s), name)
         backend = join.adopt(process_group, own)
         return cls(backend, rank, world_size, device=own.device, timeout_s=own.timeout_s, name=name)
 

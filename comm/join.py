@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, Store
 
-from distributed_fi.comm.backend import Backend
+from distributed_fi.comm.backend import Backend, LocalBackend
 from distributed_fi.comm.deadline import Deadline, check_timeout
 from distributed_fi.comm.gloo_backend import GlooBackend, gloo_process_group
 from distributed_fi.comm.nccl_backend import NcclBackend, nccl_process_group
@@ -51,17 +51,20 @@ def group_device(device: torch.device | str) -> torch.device:
     """A device as torch reports it for tensors: the CPU, or CUDA with its index.
 
     Raises:
-        InvalidArgumentError: no device. UnsupportedError: neither cpu nor cuda.
+        InvalidArgumentError: no device. UnsupportedError: neither cpu nor cuda, or a GPU that is not there.
     """
     try:
         where = torch.device(device)
     except RuntimeError as error:
         raise InvalidArgumentError("device", device, "a device such as cpu or cuda:0") from error
-    if where.type == "cuda" and where.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    if where.type not in ("cpu", "cuda"):
+    if where.type == "cpu":
+        return torch.device("cpu")
+    if where.type != "cuda":
         raise UnsupportedError("device", device, "cpu or cuda")
-    return torch.device("cpu") if where.type == "cpu" else where
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus <= (where.index or 0):
+        raise UnsupportedError("device", device, f"one of the {num_gpus} GPUs that this process sees, or cpu")
+    return torch.device("cuda", torch.cuda.current_device() if where.index is None else where.index)
 
 
 def connect(store: Store, member: Member, *, host: str | None) -> tuple[Store, Backend]:
@@ -81,11 +84,20 @@ def connect(store: Store, member: Member, *, host: str | None) -> tuple[Store, B
         raise member.failure(f"cannot connect: {error}", kind) from error
 
 
+def main_device(process_group: Any) -> str:
+    """cuda where the process group serves it by NCCL (gloo serves it too, by copies), else cpu."""
+    has_cuda = any(device.type == "cuda" for device in process_group._device_types)
+    is_nccl = has_cuda and process_group._get_backend(torch.device("cuda")).name() == "nccl"
+    return "cuda" if is_nccl else "cpu"
+
+
 def adopt(process_group: Any, member: Member) -> Backend:
     """The backend that runs on an existing process group."""
-    pg = process_group._get_backend(member.device) if hasattr(process_group, "_get_backend") else process_group
+    pg = process_group._get_backend(member.device)
     kind = pg.name()
     ranks = (member.rank, member.world_size)
+    if member.world_size == 1:
+        return LocalBackend(member.device, member.name)
     if kind == "gloo" and member.device.type == "cpu":
         return GlooBackend(pg, *ranks, name=member.name, timeout_s=member.timeout_s, is_owner=False)
     if kind == "nccl" and member.device.type == "cuda":

@@ -2,7 +2,7 @@
 """All-pairs exchange over the point-to-point messages of a gloo process group.
 
 Each collective sends every peer one message: a header (see fingerprint.py) and, up to INLINE_BYTES, the
-payload behind it. The receiver has posted its slot before, while it finished the previous collective, so
+payload behind it. The receiver has posted its slot early, while it finished the previous collective, so
 the message goes out at once instead of waiting for gloo's "receiver is ready", and is larger than any
 message, because gloo ends the process where a message does not fit and says nothing where it is short.
 A larger payload follows in a second message of exact size, after both sides have compared headers.
@@ -65,10 +65,12 @@ class SlotExchange:
         process_group: the gloo backend (ProcessGroupGloo) of the group.
         name: the group's name; its digest is part of every header.
         timeout_s: bound of one exchange.
+        is_owner: whether the process group is this object's alone. On an adopted one nothing is posted before
+            its collective and nothing left behind, which costs a handshake per collective.
     """
 
-    def __init__(self, process_group: Any, rank: int, world_size: int, *, name: str, timeout_s: float):
-        self._pg = process_group
+    def __init__(self, process_group: Any, rank: int, world_size: int, *, name: str, timeout_s: float, is_owner: bool):
+        self._pg, self._is_owner = process_group, is_owner
         self._rank, self._name, self._timeout_s = rank, name, timeout_s
         self._group_id = group_digest(name)
         # Each rank starts with its right neighbour, so that not all send to rank 0 first.
@@ -83,7 +85,8 @@ class SlotExchange:
         self._has_diverged = False
         self._posted: list[Any] = []
         self._post_error: RuntimeError | None = None
-        self._post()
+        if is_owner:
+            self._post()
 
     def gather(self, call: Call, x: Tensor) -> list[Tensor]:
         """Every rank's x, in rank order, in slots that the next call but one overwrites.
@@ -121,6 +124,9 @@ class SlotExchange:
 
     def abort(self) -> None:
         """Close the connections, so that peers who wait for this rank learn at once that it has given up."""
+        if not self._is_owner:
+            self.close()  # a timeout has closed them already; else they are not ours to close
+            return
         if self._has_diverged:
             return  # every peer learns the same from the headers, unless a closing connection discards them
         # gloo closes all pairs of a group when one wait times out; dropping the group may not, since the
@@ -163,13 +169,16 @@ class SlotExchange:
 
     def _swap(self, call: Call, messages: Sequence[Tensor], deadline: Deadline) -> int:
         """Send each peer its message, take one of each; returns the index of the inbox they are in."""
+        if not self._is_owner:
+            self._post()
         if self._post_error is not None:
             raise self._gone(call, self._peers[len(self._posted)]) from self._post_error
         filled, posted = self._filling, self._posted
         sends = self._start(call, self._pg.send, messages, self._peers, _SLOT_TAG)
         self._wait(call, posted, self._peers, deadline)
         self._filling = 1 - filled
-        self._post()
+        if self._is_owner:
+            self._post()
         self._wait(call, sends, self._peers, deadline)
         return filled
 
@@ -193,12 +202,11 @@ class SlotExchange:
     def _wait(self, call: Call, works: list[Any], peers: list[int], deadline: Deadline) -> None:
         for i, work in enumerate(works):
             try:
-                if not work.is_completed():  # much cheaper than wait, and sends mostly are
-                    work.wait(deadline.left())
+                work.wait(deadline.left())
             except RuntimeError as error:
                 if "timed out" not in str(error).lower():
                     raise self._gone(call, peers[i]) from error
-                late = {peers[i], *(peers[k] for k in range(i + 1, len(works)) if not works[k].is_completed())}
+                late = {peers[i], *(peers[k] for k in range(i + 1, len(works)) if not _has_ended(works[k]))}
                 raise self._late(call, sorted(late), deadline) from error
 
     def _check(self, call: Call, filled: int, expected_bytes: dict[int, int]) -> None:
@@ -228,3 +236,12 @@ class SlotExchange:
 
     def _error(self, kind: type[CollectiveError], call: Call, problem: str) -> CollectiveError:
         return kind(self._rank, call.op, call.seq, f"group {self._name!r}: {problem}")
+
+
+def _has_ended(work: Any) -> bool:
+    # After a timeout gloo answers at once; is_completed() would only tell whether somebody has waited.
+    try:
+        work.wait(Deadline(1e-3).left())
+    except RuntimeError:
+        return False
+    return True

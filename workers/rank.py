@@ -9,7 +9,7 @@ import numpy as np
 
 from distributed_fi.mesh import MeshCoord
 from distributed_fi.plan.layout import decode, read_header, slice_replica
-from distributed_fi.workers.ring.errors import RingFinishedError
+from distributed_fi.workers.ring.errors import RingAbortedError, RingFinishedError
 from distributed_fi.workers.ring.reader import RingReader
 from distributed_fi.workers.runner import Runner
 from distributed_fi.workers.step_hook import StepHook
@@ -19,10 +19,10 @@ IDLE_S = 0.5  # how often an idle rank beats and looks whether the coordinator s
 
 
 def serve(reader: RingReader, runner: Runner, coord: MeshCoord, *, epoch: int, hook: StepHook) -> int:
-    """Run plans until the coordinator ends the ring; returns how many steps were run.
+    """Run plans until the coordinator ends the ring, in order or not; returns how many steps were run.
 
     Raises:
-        WriterDiedError, RingAbortedError: the coordinator is gone or gave up.
+        WriterDiedError: the coordinator's process is gone.
         Whatever a step raised, after its text went to the coordinator; the rank cannot go on then,
         because its peers are in a collective it left.
     """
@@ -31,7 +31,7 @@ def serve(reader: RingReader, runner: Runner, coord: MeshCoord, *, epoch: int, h
         waiting_ns = time.monotonic_ns()
         try:
             seq, view = reader.recv(idle_s=IDLE_S)
-        except RingFinishedError:
+        except (RingFinishedError, RingAbortedError):
             return steps
         received_ns = time.monotonic_ns()
         try:

@@ -38,7 +38,6 @@ class BoundBlock:
 class BoundTile:
     """Keys and values gathered together: k_rows and v_rows are [num_requests * num_kv_heads * num_keys]."""
 
-    num_requests: int
     num_keys: int
     k_rows: torch.Tensor
     v_rows: torch.Tensor
@@ -61,7 +60,7 @@ class TileBinder:
             blocks: tuple[BoundBlock, ...] = (self._decode_block(tile),)
         else:
             blocks = tuple(self._row_block(block, tile) for block in tile.blocks)
-        return BoundTile(num_requests=len(page), num_keys=tile.num_keys, k_rows=k_rows, v_rows=v_rows, blocks=blocks)
+        return BoundTile(num_keys=tile.num_keys, k_rows=k_rows, v_rows=v_rows, blocks=blocks)
 
     def _decode_block(self, tile: DecodeTile) -> BoundBlock:
         first, stop = int(tile.q_row[0]), int(tile.q_row[-1]) + 1

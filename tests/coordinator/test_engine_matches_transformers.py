@@ -41,15 +41,14 @@ def reference(smollm2_gguf: Path) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def greedy_tokens(model: torch.nn.Module, prompt: tuple[int, ...]) -> list[int]:
-    ids, cache = torch.tensor([prompt]), None
-    tokens: list[int] = []
-    while len(tokens) < NUM_TOKENS:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        tokens.append(int(out.logits[0, -1].argmax()))
-        ids = torch.tensor([[tokens[-1]]])
-    return tokens
+def greedy_tokens(model: torch.nn.Module, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """transformers' own generate(), all prompts in one batch, padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    model.generation_config.eos_token_id = None
+    answers = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NUM_TOKENS, pad_token_id=0)
+    return answers[:, width:].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,8 @@ def expected(reference: torch.nn.Module, smollm2_gguf: Path) -> dict[tuple[int, 
     from distributed_fi.coordinator.served_model import ServedModel
 
     served = ServedModel(EngineConfig(model=str(smollm2_gguf)))
-    return {prompt: greedy_tokens(reference, prompt) for prompt in map(served.encode, PROMPTS)}
+    prompts = [served.encode(prompt) for prompt in PROMPTS]
+    return dict(zip(prompts, greedy_tokens(reference, prompts), strict=True))
 
 
 def assert_same_or_tied(got: list[int], want: list[int], prompt: tuple[int, ...], reference: torch.nn.Module) -> None:
@@ -91,7 +91,8 @@ def test_greedy_tokens_equal_those_of_transformers_with_requests_arriving_mid_ba
         while engine.has_work or late:
             events = engine.step()
             if late and events and max(event.index for event in events) >= 3:
-                prompts[engine.add_request(late[0], params)] = late.pop(0)
+                prompt = late.pop(0)
+                prompts[engine.add_request(prompt, params)] = prompt
         completions = dict(engine.completions)
     assert len(completions) == len(PROMPTS)
     for request_id, prompt in prompts.items():

@@ -32,6 +32,7 @@ from distributed_fi.workers.ring.writer import RingWriter
 TOKEN_BYTES = 32
 BEAT_S = 0.1  # a quiet side says this often that it lives
 HELLO_S = 5.0
+LINGER_S = 1.0  # for last answers, when a side closes after the end of the ring
 TEXT_BYTES = 1024  # room for a reason or a failure, however small messages and replies are
 SILENCE_S = 30.0  # a dead process closes its connection at once; this finds a dead host or network
 _SIZES = struct.Struct("<6Q")  # layout version, epoch, num_readers, num_slots, slot_bytes, reply_bytes
@@ -69,11 +70,17 @@ class BridgeServer:
         self._threads[0].start()
 
     def close(self) -> None:
-        """End the connection and both threads; the remote ranks count as gone."""
+        """End the connection and both threads; the remote ranks count as gone.
+
+        If the ring has ended, the relay is told so first and may send what its ranks still answer.
+        """
         with self._lock:
             self._closing = True
-            if self._channel is not None:
-                self._channel.close()
+        if self._channel is not None:
+            self._threads[0].join(BEAT_S)  # it tells the relay of an end and returns
+            if not self._threads[0].is_alive():
+                self._threads[-1].join(LINGER_S)  # the relay hangs up
+            self._channel.close()
         for thread in self._threads:
             thread.join()
         for reader in self._readers:
@@ -233,11 +240,17 @@ class BridgeClient:
             thread.start()
 
     def close(self) -> None:
-        """End the connection and both threads; aborts this host's ring unless the coordinator finished it."""
+        """End the connection and both threads; aborts this host's ring unless the coordinator finished it.
+
+        What the ranks have answered or reported is sent before.
+        """
+        republishing, returning = self._threads
+        if self._is_finished:
+            returning.join(LINGER_S)  # it returns once every rank has answered everything
         self._is_closing = True
+        returning.join()
         self._channel.close()
-        for thread in self._threads:
-            thread.join()
+        republishing.join()
 
     def _greet(self, token: bytes) -> None:
         layout, epoch = self._writer.layout, self._writer.handle.epoch
@@ -294,8 +307,10 @@ class BridgeClient:
         def has_changed() -> bool:
             return writer.acked() != sent or writer.states() != seen
 
-        while not self._is_closing:
-            writer.wait_until(has_changed, BEAT_S, _nothing)
+        is_last = False
+        while not is_last:
+            is_last = self._is_closing  # one more round after it: a failed rank closes right after its report
+            writer.wait_until(has_changed, 0.0 if is_last else BEAT_S, _nothing)
             seen[:] = writer.states()
             failures = writer.failures()  # before the replies: what a dead rank acked is final by then
             self._send_replies(sent)

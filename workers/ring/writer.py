@@ -86,7 +86,7 @@ class RingWriter:
             num_readers=num_readers,
             num_slots=num_slots,
             slot_bytes=slot_bytes,
-            reply_slots=num_slots + 1,
+            reply_slots=2 * num_slots + 1,
             reply_bytes=reply_bytes,
         )
         sweep(directory)
@@ -137,7 +137,7 @@ class RingWriter:
         return seq
 
     def wait_replies(self, seq: int, readers: Sequence[int] | None = None, timeout_s: float = 60.0) -> dict[int, Reply]:
-        """Replies of `readers` (None: all) to message `seq`, which may be any of the last num_slots messages.
+        """Replies of `readers` (None: all) to message `seq`, one of the last 2 * num_slots.
 
         Raises:
             RankError: any rank, waited for or not, answered some message with an error; carries its text.
@@ -145,7 +145,7 @@ class RingWriter:
             StepTimeoutError: silence; names the ranks, what they acked and whether they make progress.
             RingAbortedError: the ring was ended.
         """
-        oldest = max(self.published - self.layout.num_slots + 1, 1)
+        oldest = max(self.published - self.layout.reply_slots + 2, 1)
         if not oldest <= seq <= self.published:
             raise InvalidArgumentError("seq", seq, f"one of the messages {oldest} to {self.published}")
         waited = self._everybody if readers is None else readers
@@ -154,8 +154,14 @@ class RingWriter:
         return {rank: self.reply_of(rank, seq) for rank in waited}
 
     def reply_of(self, rank: int, seq: int) -> Reply:
-        """The reply of a rank that acked `seq`, one of the last num_slots messages."""
+        """The reply of a rank that acked `seq`, one of the last 2 * num_slots messages.
+
+        Raises:
+            InvalidArgumentError: it has not acked it, or its reply was overwritten by a later one.
+        """
         slot = self._replies[rank][seq % self.layout.reply_slots]
+        if self._words[slot + at.REPLY_SEQ] != seq or self._words[self._acked[rank]] < seq:
+            raise InvalidArgumentError("seq", seq, f"a message that rank {rank} answered lately")
         return Reply(self._words[slot + at.REPLY_DIGEST], self._reply_payload(slot))
 
     def acked(self) -> list[int]:

@@ -146,6 +146,45 @@ def test_finish_crosses_the_bridge_after_the_last_message_and_its_replies_come_b
     assert set(writer.wait_replies(seq, timeout_s=30.0)) == {0, 1, 2}
 
 
+def test_error_of_a_far_rank_arrives_though_its_relay_closes_at_once(
+    writer: RingWriter, far_ranks: list[RingReader], bridged: BridgeClient
+) -> None:
+    seq = writer.publish(b"")
+    far_ranks[0].recv(10.0)
+    far_ranks[0].reply(seq, 0, b"RuntimeError: out of memory", status=1)
+    bridged.close()
+    with pytest.raises(RankError, match=r"^rank 1: RuntimeError: out of memory"):
+        writer.wait_replies(seq, timeout_s=30.0)
+
+
+def test_answers_that_come_after_the_relays_own_are_sent_before_it_closes(
+    writer: RingWriter, near_rank: RingReader, far_ranks: list[RingReader], bridged: BridgeClient
+) -> None:
+    seq = writer.publish(b"stop")
+    writer.finish()
+    answer(near_rank)
+    answer(far_ranks[0])
+    with pytest.raises(RingFinishedError):
+        far_ranks[0].recv(30.0)
+    closing = threading.Thread(target=bridged.close)
+    closing.start()
+    answer(far_ranks[1])
+    closing.join()
+    assert set(writer.wait_replies(seq, timeout_s=30.0)) == {0, 1, 2}
+
+
+def test_far_ranks_finish_though_the_server_closes_at_once(
+    writer: RingWriter, far_ranks: list[RingReader], server: BridgeServer
+) -> None:
+    writer.publish(b"stop")
+    writer.finish()
+    server.close()
+    for reader in far_ranks:
+        assert answer(reader) == b"stop"
+        with pytest.raises(RingFinishedError):
+            reader.recv(30.0)
+
+
 def test_lost_connection_is_the_death_of_the_far_ranks_and_an_abort_for_them(
     writer: RingWriter, near_rank: RingReader, far_ranks: list[RingReader], bridged: BridgeClient, server: BridgeServer
 ) -> None:

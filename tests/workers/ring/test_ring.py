@@ -164,16 +164,26 @@ def test_reply_that_is_late_early_or_malformed_is_refused(writer: RingWriter, re
     reader.reply(1, 0)
 
 
-def test_replies_can_be_asked_for_the_last_messages_only(writer: RingWriter, readers: list[RingReader]) -> None:
+def test_replies_are_kept_for_two_laps(writer: RingWriter, readers: list[RingReader]) -> None:
     with pytest.raises(InvalidArgumentError, match=r"seq: expected one of the messages 1 to 0, got 1"):
         writer.wait_replies(1)
-    for number in range(NUM_SLOTS + 1):
+    for number in range(1, 2 * NUM_SLOTS + 2):
         writer.publish(b"")
         for reader in readers:
-            reader.reply(reader.recv(1.0)[0], number)
-    with pytest.raises(InvalidArgumentError, match=r"seq: expected one of the messages 2 to 5, got 1"):
+            reader.reply(reader.recv(1.0)[0], 10 * number)
+    with pytest.raises(InvalidArgumentError, match=r"seq: expected one of the messages 2 to 9, got 1"):
         writer.wait_replies(1)
-    assert writer.wait_replies(2)[0].digest == 1
+    assert [writer.wait_replies(seq)[0].digest for seq in range(2, 10)] == list(range(20, 100, 10))
+
+
+def test_reply_that_is_not_there_is_refused(writer: RingWriter, readers: list[RingReader]) -> None:
+    for _ in range(2 * NUM_SLOTS + 2):
+        writer.publish(b"")
+        for reader in readers:
+            reader.reply(reader.recv(1.0)[0], 0)
+    for seq in (1, 2 * NUM_SLOTS + 3):
+        with pytest.raises(InvalidArgumentError, match=rf"that rank 2 answered lately, got {seq}$"):
+            writer.reply_of(2, seq)
 
 
 def test_error_of_a_rank_ends_the_wait_for_another(writer: RingWriter, readers: list[RingReader]) -> None:
