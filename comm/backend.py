@@ -50,10 +50,10 @@ class Backend(Protocol):
         """Return when all work issued so far has ended; `call` is the last collective."""
 
     def abort(self) -> None:
-        """Give up: unblock this rank's device and tell the peers. Never waits long, never raises."""
+        """Give up: unblock this rank's device and tell the peers. Never waits longer than seconds, never raises."""
 
     def close(self) -> None:
-        """Release the connections. Never waits long, never raises."""
+        """Release the connections. Never waits longer than seconds, never raises."""
 
 
 class LocalBackend:

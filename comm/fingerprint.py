@@ -109,5 +109,10 @@ def payload_bytes(header: bytes) -> int:
     return int.from_bytes(header[AGREED_BYTES:HEADER_BYTES], "little")
 
 
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Ranks in words: "rank 2", "ranks 0, 2"."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

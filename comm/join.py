@@ -11,6 +11,7 @@ from torch.distributed import PrefixStore, Store
 
 from distributed_fi.comm.backend import Backend, LocalBackend
 from distributed_fi.comm.deadline import Deadline, check_timeout
+from distributed_fi.comm.fingerprint import ranks_text
 from distributed_fi.comm.gloo_backend import GlooBackend, gloo_process_group
 from distributed_fi.comm.nccl_backend import NcclBackend, nccl_process_group
 from distributed_fi.errors import CollectiveError, CollectiveTimeoutError, InvalidArgumentError, UnsupportedError
@@ -121,8 +122,7 @@ def _sign_in(store: Store, member: Member, deadline: Deadline) -> Store:
 
     if not deadline.poll(all_there, every_s=_POLL_S):
         late = [r for r in missing if not prefixed.check([f"member{r}"])]
-        ranks = f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
-        raise member.failure(f"{ranks} did not join within {member.timeout_s:g} s", CollectiveTimeoutError)
+        raise member.failure(f"{ranks_text(late)} did not join within {member.timeout_s:g} s", CollectiveTimeoutError)
     for peer in range(member.world_size):
         theirs = prefixed.get(f"member{peer}").decode()
         if theirs != mine:

@@ -22,6 +22,7 @@ from distributed_fi.comm.fingerprint import Call
 from distributed_fi.errors import CollectiveError, CollectiveTimeoutError
 
 _MARKS = 64  # how far back the oldest unfinished collective can be named
+_DRAIN_S = 5.0
 _ABORT_S = 5.0  # ncclCommAbort can itself hang (NCCL issues 829, 1013)
 # torch's own watchdog ends the process when it trips; ours must have had its say long before.
 _WATCHDOG_FACTOR, _WATCHDOG_MIN_S = 10.0, 600.0
@@ -103,6 +104,11 @@ class NcclBackend:
 
     def close(self) -> None:
         if self._is_owner and not self._is_closed:
+            # Work issued just before may still need the communicator, and so may a peer that waits for it.
+            with contextlib.suppress(RuntimeError):
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(self._device))
+                wait_for_event(event, Deadline(_DRAIN_S))
             self.abort()
         self._is_closed = True
         self._marks.clear()

@@ -5,7 +5,7 @@
 |---|---|---|
 | DFI_HOST_ID | what this process calls its host; ranks with another one are reached through a relay | machine id |
 | DFI_SHM_DIR | folder for shared memory, a tmpfs | /dev/shm |
-| DFI_SPIN_US | how long a waiter spins before it sleeps, microseconds | 20 with a core per waiter, else 0 |
+| DFI_SPIN_US | how long a waiter spins before it sleeps, microseconds | 100 |
 | RAY_ADDRESS | cluster to join; `ray job submit` sets it | a local Ray is started |
 | RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT | set by torchrun | - |
 """

@@ -10,9 +10,18 @@ from __future__ import annotations
 
 
 class DfiError(Exception):
-    """Base of all errors of this project."""
+    """Base of all errors of this project; each can be pickled, so that it crosses processes as itself."""
 
     exit_code = 1
+    fields: tuple[object, ...] = ()
+
+    def __init__(self, *fields: object):
+        super().__init__(*fields)
+        self.fields = fields
+
+    def __reduce__(self) -> tuple[type[DfiError], tuple[object, ...], dict[str, object]]:
+        # OSError, which some of ours are too, keeps two arguments at most in `args`.
+        return type(self), self.fields, self.__dict__
 
 
 class InvalidArgumentError(DfiError, ValueError):
@@ -21,7 +30,6 @@ class InvalidArgumentError(DfiError, ValueError):
     exit_code = 2
 
     def __init__(self, argument: str, value: object, expected: str):
-        # All fields are positional in args, so that the error survives pickling between processes.
         super().__init__(argument, value, expected)
         self.argument, self.value, self.expected = argument, value, expected
 

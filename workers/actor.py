@@ -111,6 +111,7 @@ class RankActor:
             reply_bytes=model.layout.reply_bytes,
             num_slots=model.layout.num_slots,
             epoch=model.epoch,
+            spin_us=0,  # its threads share the interpreter with this rank's steps
         )
         self.relay = (writer, BridgeClient(address, token, writer))
         return writer.handle

@@ -13,13 +13,14 @@ from torch.distributed import TCPStore
 
 from distributed_fi.comm.bootstrap.store import connect_store, serve_store
 from distributed_fi.comm.deadline import Deadline, check_timeout
+from distributed_fi.comm.fingerprint import ranks_text
 from distributed_fi.comm.group import Group
 from distributed_fi.comm.join import Member, group_device
 from distributed_fi.errors import CollectiveTimeoutError, UnreachableError
 
 _NAMESPACE = "distributed_fi"
 _POLL_S = 0.02
-_CONNECT_S = 5.0
+_CONNECT_S = 2.0
 # How long a rank believes in an address before it asks again whether rank 0 has published another.
 _BELIEVE_S = 0.5
 
@@ -64,8 +65,9 @@ def _publish(key: bytes, host: str, member: Member, deadline: Deadline) -> TCPSt
     finally:
         internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
     if missing:
-        late = ", ".join(str(rank) for rank in missing if not store.check([_connected_key(rank)]))
-        raise member.failure(f"ranks {late} did not come within {member.timeout_s:g} s", CollectiveTimeoutError)
+        late = [rank for rank in missing if not store.check([_connected_key(rank)])]
+        problem = f"{ranks_text(late)} did not come within {member.timeout_s:g} s"
+        raise member.failure(problem, CollectiveTimeoutError)
     store.set("withdrawn", "1")
     return store
 

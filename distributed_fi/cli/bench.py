@@ -14,7 +14,7 @@ from rich.console import Console
 from distributed_fi.cli.console import number, small_table, stderr_console
 from distributed_fi.errors import InvalidArgumentError
 
-bench_app = typer.Typer(help="Measure this machine or cluster.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure this machine or cluster.")
 
 
 @bench_app.callback()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
-import click
 import typer
 
 from distributed_fi.cli.bench import bench_app
@@ -14,11 +14,12 @@ from distributed_fi.cli.generate import generate
 from distributed_fi.errors import DfiError
 
 INTERRUPTED = 128 + signal.SIGINT
+# Of click, which some releases of typer import and others carry inside.
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="distributed-fi",
     help="LLM inference kernels served by a Ray cluster.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -36,15 +37,13 @@ def run(args: list[str]) -> int:
     # A terminated driver must unwind like an interrupted one, or its ranks would outlive it.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = typer.main.get_command(app).main(args=args, prog_name="distributed-fi", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
+        command = typer.main.get_command(app)
+        code = command.main(args=args or ["--help"], prog_name="distributed-fi", standalone_mode=False)
+    except UsageError as error:
+        return _complain(error.format_message(), 2)
     except DfiError as error:
         return _complain(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.exceptions
 
 from distributed_fi import env
+from distributed_fi.coordinator.warden import Warden
 from distributed_fi.errors import DfiError, InvalidArgumentError, ResourceError, StepTimeoutError, UnreachableError
 
 CPU_RANKS_PER_CORE = 8
@@ -36,14 +40,16 @@ class RaySession:
 
     def __init__(self, address: str | None, world_size: int):
         self.owns_connection = not ray.is_initialized()
+        self._warden: Warden | None = None  # of a local Ray
         if not self.owns_connection:
             return
         address = address or env.ray_address()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            self._start_local(world_size, options)
-        else:
-            self._join(address, options)
+        with _own_termination():
+            if address is None:
+                self._start_local(world_size, options)
+            else:
+                self._join(address, options)
 
     def _start_local(self, world_size: int, options: dict[str, Any]) -> None:
         cores = os.cpu_count() or 1
@@ -58,6 +64,7 @@ class RaySession:
             object_store_memory=OBJECT_STORE_BYTES,
             **options,
         )
+        self._warden = Warden()
 
     def _join(self, address: str, options: dict[str, Any]) -> None:
         if address.startswith("ray://"):
@@ -72,6 +79,20 @@ class RaySession:
     def close(self) -> None:
         if self.owns_connection and ray.is_initialized():
             ray.shutdown()
+        if self._warden is not None:
+            self._warden.close()
+            self._warden = None
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """Keep the program's answer to SIGTERM, which ray.init replaces by an exit that nobody can unwind."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def fetch(refs: Sequence[Any], *, timeout_s: float, doing: str) -> list[Any]:

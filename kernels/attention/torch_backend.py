@@ -66,7 +66,7 @@ class TorchAttention:
             k_rows=rows[0],
             v_rows=rows[1],
             tiles=tiles,
-            logit_scale=torch.full((), problem.scale * per_logit, device=k.device),
+            logit_scale=torch.full((), problem.scale * per_logit, dtype=torch.float32, device=k.device),
         )
 
     def _locate(self, page_size: int) -> None:
@@ -81,8 +81,8 @@ class TorchAttention:
 class BoundAttention:
     """A plan on the device, for caches of one geometry.
 
-    `logit_scale` is sm_scale / logits_soft_cap where there is a cap, else sm_scale * log2(e): a tensor of
-    no dimension, because multiplying by a Python number makes one each time.
+    `logit_scale` is sm_scale / logits_soft_cap where there is a cap, else sm_scale * log2(e): a
+    0-dimensional tensor, because multiplying by a Python number makes one each time.
     """
 
     plan: AttentionPlan
@@ -91,21 +91,20 @@ class BoundAttention:
     tiles: tuple[BoundTile, ...]
     logit_scale: torch.Tensor
 
-    @torch.no_grad()
     def run(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill out [num_tokens, num_qo_heads, head_dim_vo] and lse [num_tokens, num_qo_heads], made here where None."""
-        problem, num_tokens = self.plan.batch.problem, self.plan.batch.num_tokens
+        problem = self.plan.batch.problem
+        q, k, v = (t.detach() if t.requires_grad else t for t in (q, k, v))  # no_grad() costs 10 us a call
         flat = self.k_rows.view(k), self.v_rows.view(v)
         if out is None and lse is None and self._is_one_block:
             # The whole batch in one block, as in most decode steps: its result is the output, uncopied.
             out, lse = self._attend(q, *_gather(self.tiles[0], *flat), self.tiles[0].blocks[0])
-            return out.to(problem.dtype_o).contiguous(), lse.contiguous()
-        if out is None:
-            out = q.new_empty((num_tokens, problem.num_qo_heads, problem.head_dim_vo), dtype=problem.dtype_o)
-        if lse is None:
-            lse = q.new_empty((num_tokens, problem.num_qo_heads), dtype=torch.float32)
+            return _as_dtype(out, problem.dtype_o).contiguous(), lse.contiguous()
+        rows = (self.plan.batch.num_tokens, problem.num_qo_heads)
+        out = q.new_empty((*rows, problem.head_dim_vo), dtype=problem.dtype_o) if out is None else out
+        lse = q.new_empty(rows, dtype=torch.float32) if lse is None else lse
         if self.plan.has_empty_rows:
             out.zero_()
             lse.fill_(-math.inf)
@@ -131,43 +130,39 @@ class BoundAttention:
         problem, num_rows = self.plan.batch.problem, block.num_rows
         if block.keys is not None:
             keys, values = keys[:, block.keys], values[:, block.keys]
-        stacked = _stack_heads(q, num_rows, problem.num_kv_heads).float()
+        # The rows of a KV head's group of query heads are stacked, so that K and V are read once for all of them.
+        num_heads, depth = problem.num_qo_heads, problem.group_size * num_rows
+        if num_rows > 1:
+            q = q.view(-1, num_rows, num_heads, problem.head_dim_qk).transpose(1, 2)
+        stacked = _as_dtype(q.reshape(-1, depth, problem.head_dim_qk), torch.float32)
         logits = torch.bmm(stacked * self.logit_scale, keys.transpose(1, 2))  # [n * Hkv, group * rows, keys]
         if problem.logits_soft_cap:
             logits.tanh_().mul_(problem.logits_soft_cap * _LOG2_E)
         if block.mask is not None:
             width = block.mask.shape[-1]
             masked = logits.narrow(-1, logits.shape[-1] - width, width)
-            masked.view(-1, problem.num_qo_heads, num_rows, width).add_(block.mask)
+            masked.view(-1, num_heads, num_rows, width).add_(block.mask)
         top = logits.amax(-1, keepdim=True)
         weights = logits.sub_(top).exp2_()
         total = weights.sum(-1, keepdim=True)
         out = torch.bmm(weights, values).div_(total)
         lse = total.log2_().add_(top)
-        num_heads = problem.num_qo_heads
-        return _unstack_heads(out, num_rows, num_heads), _unstack_heads(lse, num_rows, num_heads).squeeze(-1)
+        if num_rows == 1:
+            return out.view(-1, num_heads, problem.head_dim_vo), lse.view(-1, num_heads)
+        by_head = (-1, num_heads, num_rows)
+        out = out.view(*by_head, problem.head_dim_vo).transpose(1, 2).flatten(0, 1)
+        return out, lse.view(by_head).transpose(1, 2).flatten(0, 1)
 
 
 def _gather(tile: BoundTile, k_flat: torch.Tensor, v_flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys [n * Hkv, keys, Dqk] and values [n * Hkv, keys, Dvo] in float32."""
     keys = k_flat.index_select(0, tile.k_rows).view(-1, tile.num_keys, k_flat.shape[1])
     values = v_flat.index_select(0, tile.v_rows).view(-1, tile.num_keys, v_flat.shape[1])
-    return keys.float(), values.float()
+    return _as_dtype(keys, torch.float32), _as_dtype(values, torch.float32)
 
 
-def _stack_heads(q: torch.Tensor, num_rows: int, num_kv_heads: int) -> torch.Tensor:
-    """[n * rows, Hq, D] -> [n * Hkv, group * rows, D]: heads of a group as rows, so K and V are read once for all."""
-    num_heads, head_dim = q.shape[1:]
-    if num_rows > 1:
-        q = q.view(-1, num_rows, num_heads, head_dim).transpose(1, 2)
-    return q.reshape(-1, num_heads // num_kv_heads * num_rows, head_dim)
-
-
-def _unstack_heads(stacked: torch.Tensor, num_rows: int, num_heads: int) -> torch.Tensor:
-    """[n * Hkv, group * rows, D] -> [n * rows, Hq, D]."""
-    if num_rows == 1:
-        return stacked.view(-1, num_heads, stacked.shape[-1])
-    return stacked.view(-1, num_heads, num_rows, stacked.shape[-1]).transpose(1, 2).flatten(0, 1)
+def _as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _take_rows(tensor: torch.Tensor, rows: QueryRows) -> torch.Tensor:

@@ -10,7 +10,7 @@ from distributed_fi.config import check_range
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.kernels.check import Dims, check_tensor
 from distributed_fi.kernels.kv_cache.host_array import HostInts, IntArray, host_array, host_counts, host_indptr
-from distributed_fi.kernels.kv_cache.layout import PagedKVCache, check_kv_cache, check_kv_layout, split_kv_cache
+from distributed_fi.kernels.kv_cache.layout import PagedKVCache, check_kv_cache, split_kv_cache
 from distributed_fi.kernels.kv_cache.page_table import PageTable, check_page_bound
 
 
@@ -47,7 +47,6 @@ def append_paged_kv_cache(
     Notes: current stream. The index arrays are read on the host, so CUDA tensors among them are waited
         for. Where two tokens share a place, either may win.
     """
-    check_kv_layout(kv_layout)
     k, _ = split_kv_cache(paged_kv_cache, kv_layout)
     num_pages, page_size = k.shape[:2]
     indptr = host_indptr("kv_indptr", kv_indptr)
@@ -101,7 +100,6 @@ def plan_append(
     return slots.to(device, non_blocking=True)
 
 
-@torch.no_grad()
 def append_with_slots(
     append_key: torch.Tensor,
     append_value: torch.Tensor,
@@ -118,21 +116,46 @@ def append_with_slots(
         InvalidArgumentError: shapes, dtypes or devices disagree.
     Notes: current stream; graph-capturable.
     """
-    check_kv_layout(kv_layout)
     k, v = split_kv_cache(paged_kv_cache, kv_layout)
-    dims = Dims()
-    check_kv_cache(k, v, kv_layout, dims, dtype=k.dtype, device=k.device)
-    check_tensor("append_key", append_key, ("nnz", "num_kv_heads", "head_dim_qk"), dims, dtype=k.dtype, device=k.device)
-    check_tensor(
-        "append_value", append_value, ("nnz", "num_kv_heads", "head_dim_vo"), dims, dtype=k.dtype, device=k.device
-    )
-    check_tensor("slots", slots, ("nnz",), dims, dtype=torch.int64, device=k.device)
-    for cache, tokens in ((k, append_key), (v, append_value)):
+    if not (k.shape[:3] == v.shape[:3] and _fits(k, append_key, slots) and _fits(v, append_value, slots)):
+        _refuse(k, v, append_key, append_value, slots, kv_layout)
+    page_size = k.shape[1]
+    for cache, tokens in ((k, append_key.detach()), (v, append_value.detach())):
         if cache.is_contiguous():
             cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, tokens)
         else:
-            page_size = cache.shape[1]
             cache.index_put_((slots // page_size, slots % page_size), tokens)
+
+
+def _fits(cache: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> bool:
+    """What `_refuse` puts into words: every layer of every step asks, so it must be cheap."""
+    return (
+        isinstance(tokens, torch.Tensor)
+        and tokens.shape == (len(slots), *cache.shape[2:])
+        and tokens.dtype == cache.dtype
+        and slots.dtype == torch.int64
+        and slots.dim() == 1
+        and tokens.device == slots.device == cache.device
+    )
+
+
+def _refuse(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    append_key: torch.Tensor,
+    append_value: torch.Tensor,
+    slots: torch.Tensor,
+    kv_layout: str,
+) -> None:
+    """Raise InvalidArgumentError for the tensor that does not fit."""
+    dims = Dims()
+    check_kv_cache(k, v, kv_layout, dims, dtype=k.dtype, device=k.device)
+    for name, tokens, head_dim in (
+        ("append_key", append_key, "head_dim_qk"),
+        ("append_value", append_value, "head_dim_vo"),
+    ):
+        check_tensor(name, tokens, ("nnz", "num_kv_heads", head_dim), dims, dtype=k.dtype, device=k.device)
+    check_tensor("slots", slots, ("nnz",), dims, dtype=torch.int64, device=k.device)
 
 
 def get_batch_indices_positions(

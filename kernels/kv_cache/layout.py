@@ -29,6 +29,7 @@ def split_kv_cache(kv_cache: PagedKVCache, kv_layout: str) -> tuple[torch.Tensor
 
     Shapes are not checked beyond what the views need: `check_kv_cache` does that, once per shape.
     """
+    check_kv_layout(kv_layout)
     if isinstance(kv_cache, torch.Tensor):
         if kv_cache.dim() != 5 or kv_cache.shape[1] != 2:
             shape = ", ".join(("num_pages", "2", *_TOKEN_DIMS[kv_layout], "head_dim"))

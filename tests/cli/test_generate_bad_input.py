@@ -86,7 +86,7 @@ def test_truncated_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path, s
 
 def test_corrupt_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(range(256)) * 8)
+    broken.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(range(256)) * 8)
     assert f"{broken}: " in complaint(capsys, "Hello", "--model", str(broken))
 
 

@@ -26,6 +26,11 @@ def started_by(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that ended and whom only init has yet to bury does not."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while not holds() and time.monotonic() < deadline:
@@ -51,9 +56,7 @@ def test_a_driver_stopped_while_it_generates(signum: signal.Signals, exit_code: 
     driver.send_signal(signum)
     assert driver.wait(GONE_TIMEOUT_S) == exit_code
     driver.stdout.close()
-    assert wait_until(lambda: not any(process.is_running() for process in family), GONE_TIMEOUT_S), [
-        process for process in family if process.is_running()
-    ]
+    assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
     assert segments() <= before
 
 
@@ -73,7 +76,7 @@ def test_a_rank_killed_while_it_generates_ends_the_run_with_its_name() -> None:
     _, errors = driver.communicate(timeout=START_TIMEOUT_S)
     assert driver.returncode == 1
     assert errors.count("\n") == 1 and "error: rank " in errors
-    assert wait_until(lambda: not any(process.is_running() for process in family), GONE_TIMEOUT_S)
+    assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
     assert segments() <= before
 
 

@@ -67,13 +67,13 @@ def test_integer_sums_are_exact(ranks: RankPool, shape: tuple[int, ...], dtype: 
 
 
 def reduce_by_each_algorithm(group: Group, dtype: torch.dtype) -> list[Tensor]:
-    x = contribution(group.rank, (4001,), dtype)
+    x = contribution(group.rank, (100_001,), dtype)
     backend = group._backend
-    limits = backend.inline_bytes, backend.two_shot_bytes
+    chosen = backend.inline_bytes, backend.is_two_shot
     results = []
-    for backend.inline_bytes, backend.two_shot_bytes in ((2**30, 2**30), (0, 2**30), (0, 0)):
+    for backend.inline_bytes, backend.is_two_shot in ((chosen[0], False), (0, False), (0, True)):
         results.append(group.all_reduce(x))
-    backend.inline_bytes, backend.two_shot_bytes = limits
+    backend.inline_bytes, backend.is_two_shot = chosen
     return results
 
 

@@ -12,7 +12,7 @@ from distributed_fi.comm.group import Group
 from distributed_fi.errors import InvalidArgumentError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn)
-LARGE = 40_000  # rows of 4 floats: larger than what travels in one message
+LARGE = 100_000  # rows of 3 or 4 floats: more than travels in one message
 UNEVEN = (3, 0, 5)  # rows by rank; the first world_size of them
 
 
@@ -67,7 +67,7 @@ def scatter(group: Group, rows: int, sizes: tuple[int, ...] | None, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32], ids=str)
-@pytest.mark.parametrize("rows", [6, 0, 48_000])
+@pytest.mark.parametrize("rows", [6, 0, 3 * LARGE])
 def test_reduce_scatter(ranks: RankPool, rows: int, dtype: torch.dtype) -> None:
     total = sum(filled(rank, (rows, 4), dtype).double() for rank in range(ranks.world_size))
     share = rows // ranks.world_size

@@ -37,7 +37,7 @@ def call_late(group: Group, address: str) -> tuple[str, str, float]:
     with join(group, address, "tp", SHORT_S) as victims:
         victims.barrier()
         if group.rank == 2:
-            time.sleep(2 * SHORT_S)
+            time.sleep(4 * SHORT_S)
         return failure_of(lambda: victims.all_reduce(torch.ones(2, 3)))
 
 
@@ -49,7 +49,7 @@ def test_a_late_rank_is_named_after_the_timeout(three_ranks: RankPool, store_add
             f"rank {rank}: all_reduce (collective 2): group 'tp': all_reduce of float32 [2, 3]: nothing from rank 2"
         )
         assert "(limit 1 s)" in text
-        assert waited_s < 2 * SHORT_S
+        assert waited_s < 3 * SHORT_S
     # The others have given up by then and closed their connections.
     assert late[0] == "CollectiveError"
     assert "closed the connection" in late[1]
@@ -83,7 +83,7 @@ def test_a_broken_group_raises_at_once_with_the_first_cause(two_ranks: RankPool,
     first, second, third = two_ranks.run(call_again_after_failure, store_address)[0]
     assert first[0] == "CollectiveTimeoutError"
     for _, text, waited_s in (second, third):
-        assert waited_s < SHORT_S / 2
+        assert waited_s < SHORT_S
         assert f"group 'tp': broken since: {first[1]}" in text
 
 
@@ -101,7 +101,7 @@ DISAGREEMENTS = {
     "dtype": (["g.all_reduce(torch.ones(4))", "g.all_reduce(torch.ones(4).bfloat16())"], "float32 [4]", "bfloat16 [4]"),
     "operation": (["g.all_reduce(torch.ones(4))", "g.all_gather(torch.ones(4))"], "all_reduce of", "all_gather of"),
     "source": (["g.broadcast(torch.ones(4), 0)", "g.broadcast(torch.ones(4), 1)"], "from rank 0", "from rank 1"),
-    "size": (["g.all_reduce(torch.ones(100_000))", "g.all_reduce(torch.ones(4))"], "[100000]", "[4]"),
+    "size": (["g.all_reduce(torch.ones(1_000_000))", "g.all_reduce(torch.ones(4))"], "[1000000]", "[4]"),
     "sizes": (
         ["g.all_gather(torch.ones(2), sizes=[2, 3])", "g.all_gather(torch.ones(3), sizes=[1, 3])"],
         "sizes ",

@@ -18,7 +18,11 @@ class ProcessId:
 
     @staticmethod
     def current() -> ProcessId:
-        pid = os.getpid()
+        return ProcessId.of(os.getpid())
+
+    @staticmethod
+    def of(pid: int) -> ProcessId:
+        """A process of this pid namespace; FileNotFoundError or ProcessLookupError when there is none."""
         return ProcessId(pid, _stat(pid)[1], _namespace())
 
     def is_gone(self) -> bool:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from distributed_fi import env
 
-# Two ranks and a writer on 2 cores, message and replies, p50: asleep at once 116-147 us, 20 us 77-82, 100 us 44-47,
-# 200 us 54-87. With a stranger on one core, or 4 and 8 ranks on the 2 cores, 100 us is near the best as well: the
-# spin yields, so it takes a core from nobody, and waking a sleeper costs more than a short wait.
+# Two ranks and a writer on 2 virtual cores, 4700 bytes there and replies back, p50: asleep at once 116-327 us,
+# 20 us 62-301, 100 us 33-66, 300 us 40-66 (one rank: 39-184, 17-204, 18-47, 15-47). With a stranger on one core, or
+# 4 and 8 ranks on the 2 cores, 100 us is near the best as well: the spin yields, so it takes a core from nobody,
+# while waking a sleeper on an idle virtual core costs more than a short wait.
 DEFAULT_SPIN_US = 100
 
 

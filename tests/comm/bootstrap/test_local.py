@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distributed_fi.comm.bootstrap.local import RankPool, run_ranks
+from distributed_fi.comm.bootstrap.local_rank import portable
 from distributed_fi.comm.group import Group
 from distributed_fi.errors import InvalidArgumentError, RankDiedError, RankError, StepTimeoutError
 
@@ -56,7 +57,7 @@ def test_results_come_by_rank_and_no_process_stays() -> None:
 
 
 def test_run_ranks_raises_the_error_of_the_rank_that_caused_it() -> None:
-    with pytest.raises(RankError, match="^rank 1: ValueError: no such tensor$") as raised:
+    with pytest.raises(RankError, match="rank 1: ValueError: no such tensor") as raised:
         run_ranks(fail_on_rank_1, 2)
     assert "in fail_on_rank_1" in raised.value.__notes__[0]
 
@@ -107,8 +108,8 @@ def test_ranks_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 
 def test_a_function_no_other_process_can_find_is_named() -> None:
-    with RankPool(1) as pool, pytest.raises(InvalidArgumentError, match="fn: expected a function at the top level"):
-        pool.run(lambda group: None)
+    with pytest.raises(InvalidArgumentError, match=r"fn: expected a function at the top level of a file, got .*lambda"):
+        portable(lambda group: None)
 
 
 @pytest.mark.parametrize("world_size", [0, -1, 1.5])

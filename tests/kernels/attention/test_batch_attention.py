@@ -230,6 +230,16 @@ def test_queries_that_require_gradients_are_served_without(paged_batch: MakeBatc
     assert not batch.run(causal=True)[0].requires_grad
 
 
+def test_the_default_dtype_does_not_matter(paged_batch: MakeBatch) -> None:
+    batch = paged_batch([(33, 1), (17, 6)])
+    expected = batch.expected(causal=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        batch.assert_close(batch.run(causal=True), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_example_of_the_public_module_runs() -> None:
     results = doctest.testmod(distributed_fi.attention)
     assert results.attempted > 0
