@@ -92,6 +92,7 @@ def home_level(module: str) -> int | None:
 def test_folder_is_a_link_into_the_package_and_shadows_no_distribution(folder: str) -> None:
     link = ROOT / "distributed_fi" / folder
     assert os.readlink(link) == f"../{folder}"
+    assert link.is_dir()
     assert not (ROOT / folder / "__init__.py").exists()
 
 

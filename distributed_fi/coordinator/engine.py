@@ -130,9 +130,9 @@ class Engine:
         return request_id
 
     def cancel(self, request_id: str) -> None:
-        """End a request early; what it has generated stays in its completion."""
-        self.scheduler.cancel(request_id)
-        self.completions[request_id].finish_reason = "cancelled"
+        """End a request early; what it has generated stays in its completion. An ended one stays as it is."""
+        if self.scheduler.cancel(request_id):
+            self.completions[request_id].finish_reason = "cancelled"
 
     @property
     def has_work(self) -> bool:

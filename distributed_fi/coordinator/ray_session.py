@@ -41,9 +41,12 @@ class RaySession:
     def __init__(self, address: str | None, world_size: int):
         self.owns_connection = not ray.is_initialized()
         self._warden: Warden | None = None  # of a local Ray
+        if address is None and self.owns_connection:
+            address = env.ray_address()
+        if address is not None:
+            _check_address(address)
         if not self.owns_connection:
             return
-        address = address or env.ray_address()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         with _own_termination():
             if address is None:
@@ -67,10 +70,6 @@ class RaySession:
         self._warden = Warden()
 
     def _join(self, address: str, options: dict[str, Any]) -> None:
-        if address.startswith("ray://"):
-            raise InvalidArgumentError("ray_address", address, "HOST:PORT of a cluster's head, or auto")
-        if address not in ("auto", "local"):
-            _check_port_answers(address)
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -120,10 +119,16 @@ def _raise_failure(refs: Sequence[Any]) -> None:
         raise
 
 
-def _check_port_answers(address: str) -> None:
+def _check_address(address: str) -> None:
+    """Ray itself would wait half a minute for an address where nobody listens."""
+    if address == "auto":
+        return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) >= 2**16:
+    if not host or "/" in host or not port.isdecimal() or int(port) >= 2**16:
         raise InvalidArgumentError("ray_address", address, "HOST:PORT of a cluster's head, or auto")
+    connected = ray.get_runtime_context().gcs_address if ray.is_initialized() else address
+    if connected != address:
+        raise InvalidArgumentError("ray_address", address, f"{connected}, which this process is connected to")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Iterator
-
 import pytest
 import ray
 import torch
@@ -9,17 +7,7 @@ from ray.experimental import internal_kv
 from distributed_fi.comm.bootstrap.ray import group_from_ray
 from distributed_fi.errors import CollectiveTimeoutError, InvalidArgumentError
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    if ray.is_initialized():  # another module's
-        yield
-        return
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def start_ranks(world_size: int) -> list:
