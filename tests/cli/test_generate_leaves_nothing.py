@@ -22,8 +22,25 @@ def segments() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("dfi-*")}
 
 
-def started_by(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def start_generating(*options: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A driver whose ranks are in their step loops, since its first words are out; and all it started."""
+    driver = subprocess.Popen(
+        [*COMMAND, "Once upon a time", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs these tests in the background may have made Ctrl-C ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.read(8) != ""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(ranks_of(family)) == 2
+    return driver, family
+
+
+def ranks_of(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in family if "RankActor" in " ".join(process.cmdline())]
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -45,34 +62,18 @@ def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
 )
 def test_a_driver_stopped_while_it_generates(signum: signal.Signals, exit_code: int) -> None:
     before = segments()
-    driver = subprocess.Popen(
-        [*COMMAND, "Once upon a time", "--max-tokens", "8000"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert driver.stdout is not None
-    assert driver.stdout.read(8) != b""  # the first words are out: ranks are in their step loops
-    family = started_by(driver.pid)
-    ranks = [process for process in family if "RankActor" in " ".join(process.cmdline())]
-    assert len(ranks) == 2
+    driver, family = start_generating("--max-tokens", "8000")
     driver.send_signal(signum)
-    assert driver.wait(GONE_TIMEOUT_S) == exit_code
-    driver.stdout.close()
+    driver.communicate(timeout=GONE_TIMEOUT_S)
+    assert driver.returncode == exit_code
     assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
     assert segments() <= before
 
 
 def test_a_rank_killed_while_it_generates_ends_the_run_with_its_name() -> None:
     before = segments()
-    driver = subprocess.Popen(
-        [*COMMAND, "Once upon a time", "--max-tokens", "8000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert driver.stdout is not None
-    assert driver.stdout.read(8) != ""
-    family = started_by(driver.pid)
-    victim = next(process for process in family if "RankActor" in " ".join(process.cmdline()))
-    victim.kill()
+    driver, family = start_generating("--max-tokens", "8000")
+    ranks_of(family)[0].kill()
     _, errors = driver.communicate(timeout=START_TIMEOUT_S)
     assert driver.returncode == 1
     assert errors.count("\n") == 1 and "error: rank " in errors
@@ -82,9 +83,8 @@ def test_a_rank_killed_while_it_generates_ends_the_run_with_its_name() -> None:
 
 def test_a_normal_end() -> None:
     before = segments()
-    command = [*COMMAND, "Once upon a time", "--max-tokens", "4", "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert '"finish_reason": "length"' in done.stdout
+    driver, family = start_generating("--max-tokens", "40")
+    _, errors = driver.communicate(timeout=START_TIMEOUT_S)
+    assert driver.returncode == 0, errors
+    assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
     assert segments() <= before
-    mine = [p for p in psutil.process_iter(["cmdline"]) if "RankActor" in " ".join(p.info["cmdline"] or [])]
-    assert mine == []
