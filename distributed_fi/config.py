@@ -128,6 +128,7 @@ class EngineConfig:
         max_num_seqs: requests of one replica in a step.
         max_batch_tokens: tokens of one replica in a step.
         max_model_len: longest prompt + answer; None is the model's own limit.
+        seed: of dummy weights.
         run_ahead: steps planned before the oldest one's tokens are back, 1 or 2.
         step_timeout_s: a rank silent for longer than this ends the run with its name.
         collective_timeout_s: deadline of one collective.

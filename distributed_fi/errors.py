@@ -114,6 +114,10 @@ class RankError(DfiError):
         return f"rank {self.rank}: {self.problem}"
 
 
+class EngineClosedError(DfiError):
+    """An engine was used after its end."""
+
+
 class RankDiedError(RankError):
     """The process of a rank is gone."""
 

@@ -22,6 +22,7 @@ EXAMPLES = [
     (errors.CollectiveTimeoutError(0, "barrier", 3, "late"), "rank 0: barrier (collective 3): late", 1),
     (errors.PlanError("plan magic"), "plan magic", 1),
     (errors.RankError(2, "ValueError: x"), "rank 2: ValueError: x", 1),
+    (errors.EngineClosedError("the engine is closed"), "the engine is closed", 1),
     (errors.RankDiedError(2, "gone"), "rank 2: gone", 1),
     (errors.StepTimeoutError(2, "silent"), "rank 2: silent", 1),
     (RingAbortedError(1, "gave up"), "step ring of epoch 1 ended: gave up", 1),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import ray
@@ -20,7 +21,7 @@ from distributed_fi.workers.rank import serve
 from distributed_fi.workers.rank_info import RankInfo, rank_info
 from distributed_fi.workers.ring.bridge import BridgeClient
 from distributed_fi.workers.ring.reader import RingReader
-from distributed_fi.workers.ring.segment import RingHandle
+from distributed_fi.workers.ring.segment import RingHandle, can_attach
 from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.runner import Runner
 from distributed_fi.workers.step_hook import load_step_hook
@@ -49,12 +50,15 @@ class RankActor:
         self.store, address = serve_store(ray.util.get_node_ip_address(), self.config.start_timeout_s)
         return address
 
-    def join(self, rank: int, store_address: str) -> None:
+    def join(self, rank: int, store_address: str, ranks_on_host: int) -> None:
         """Take a rank number and join the collectives of its tensor-parallel group."""
         self.coord: MeshCoord = self.config.mesh.coord(rank)
-        tp = self.config.mesh.tp
+        if self.device.type == "cpu":
+            # Ray gives an actor without CPUs of its own one thread.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_on_host))
+        tp, timeout_s = self.config.mesh.tp, self.config.collective_timeout_s
         if tp == 1:
-            self.group = Group.single(self.device)
+            self.group = Group.single(self.device, timeout_s=timeout_s)
             return
         store = self.store or connect_store(store_address, self.config.start_timeout_s)
         self.group = Group.from_store(
@@ -62,8 +66,10 @@ class RankActor:
             self.coord.tp_rank,
             tp,
             device=self.device,
-            timeout_s=self.config.collective_timeout_s,
+            timeout_s=timeout_s,
             name=f"tp{self.coord.dp_rank}",
+            # Not the host name's address, which is a loopback one on some systems.
+            host=ray.util.get_node_ip_address(),
         )
 
     def load(self, dtype: str, max_position: int) -> int:
@@ -88,6 +94,7 @@ class RankActor:
         return self.loaded_bytes, self.total_bytes
 
     def allocate(self, num_pages: int) -> None:
+        self.hook = load_step_hook(self.config.step_hook)
         self.runner = Runner(
             self.model,
             page_size=self.config.page_size,
@@ -103,6 +110,17 @@ class RankActor:
             return False
         return True
 
+    def open_probe(self) -> RingHandle:
+        """Put a nonce into this host's shared memory, for others to look whether it is theirs as well."""
+        self.probe = RingWriter.create(1, slot_bytes=64, reply_bytes=64, epoch=0)
+        return self.probe.handle
+
+    def can_see(self, probe: RingHandle) -> bool:
+        return can_attach(probe)
+
+    def close_probe(self) -> None:
+        self.probe.close()
+
     def open_relay(self, address: tuple[str, int], token: bytes, model: RingHandle, num_readers: int) -> RingHandle:
         """Become the relay of this host: own a ring like `model` for its ranks, joined to that one over TCP."""
         writer = RingWriter.create(
@@ -113,7 +131,11 @@ class RankActor:
             epoch=model.epoch,
             spin_us=0,  # its threads share the interpreter with this rank's steps
         )
-        self.relay = (writer, BridgeClient(address, token, writer))
+        try:
+            self.relay = (writer, BridgeClient(address, token, writer))
+        except BaseException:
+            writer.close()
+            raise
         return writer.handle
 
     def attached(self) -> None:
@@ -123,10 +145,11 @@ class RankActor:
 
     def run(self, epoch: int) -> int:
         """Serve steps until the coordinator stops; Ray hears from this rank again only when it ends."""
-        torch.set_num_threads(1 if self.device.type == "cuda" else torch.get_num_threads())
-        hook = load_step_hook(self.config.step_hook)
         try:
-            return serve(self.reader, self.runner, self.coord, epoch=epoch, hook=hook)
+            return serve(self.reader, self.runner, self.coord, epoch=epoch, hook=self.hook)
+        except BaseException as error:
+            self.reader.fail(f"{type(error).__name__}: {error}")
+            raise
         finally:
             self._close()
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from distributed_fi.mesh import MeshCoord
@@ -13,7 +11,6 @@ from distributed_fi.workers.ring.errors import RingAbortedError, RingFinishedErr
 from distributed_fi.workers.ring.reader import RingReader
 from distributed_fi.workers.runner import Runner
 from distributed_fi.workers.step_hook import StepHook
-from distributed_fi.workers.step_reply import StepReply
 
 IDLE_S = 0.5  # how often an idle rank beats and looks whether the coordinator still lives
 
@@ -28,12 +25,10 @@ def serve(reader: RingReader, runner: Runner, coord: MeshCoord, *, epoch: int, h
     """
     steps = 0
     while True:
-        waiting_ns = time.monotonic_ns()
         try:
             seq, view = reader.recv(idle_s=IDLE_S)
         except (RingFinishedError, RingAbortedError):
             return steps
-        received_ns = time.monotonic_ns()
         try:
             with hook(f"rank {coord.rank}"):
                 buffer = np.frombuffer(view, np.int32)
@@ -42,6 +37,6 @@ def serve(reader: RingReader, runner: Runner, coord: MeshCoord, *, epoch: int, h
         except BaseException as error:
             reader.reply(seq, 0, f"{type(error).__name__}: {error}".encode(), status=1)
             raise
-        outputs = tokens if coord.tp_rank == 0 else tokens[:0]
-        reader.reply(seq, read_header(buffer).digest, StepReply(waiting_ns, received_ns, outputs).to_bytes())
+        outputs = tokens if coord.tp_rank == 0 else tokens[:0]  # int32 [num_samples of the replica]
+        reader.reply(seq, read_header(buffer).digest, outputs)
         steps += 1

@@ -29,7 +29,7 @@ def load_step_hook(spec: str | None) -> StepHook:
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         return getattr(module, name)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's module may fail in any way
         expected = f"MODULE:FUNCTION or FILE.py:FUNCTION that loads ({error})"
         raise InvalidArgumentError("step_hook", spec, expected) from error
 

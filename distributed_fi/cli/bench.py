@@ -34,6 +34,8 @@ def control_plane(
     from distributed_fi.cluster.benchmarks.control_plane import run
 
     counts = _rank_counts(ranks)
+    if out is not None and not out.parent.is_dir():
+        raise InvalidArgumentError("out", out, "a file in a folder that exists")
     with stderr_console().status("Measuring", spinner="line") if sys.stderr.isatty() else stderr_console():
         report = run(counts, iterations, plan_bytes=plan_bytes)
     text = json.dumps(report.to_dict(), indent=1)

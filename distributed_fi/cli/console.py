@@ -21,7 +21,9 @@ def stderr_console() -> Console:
 def loading_bar(console: Console, title: str, *, quiet: bool) -> Iterator[OnLoad]:
     """A progress bar of bytes; nothing at all when quiet or not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    is_off = quiet or not console.is_terminal
+    # Answers go to stdout themselves, not through the bar's console.
+    with Progress(*columns, console=console, transient=True, disable=is_off, redirect_stdout=False) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from distributed_fi.cli.console import loading_bar, number, small_table, stderr_console
 from distributed_fi.config import EngineConfig, SamplingParams
-from distributed_fi.errors import InvalidArgumentError
+from distributed_fi.errors import DfiError, InvalidArgumentError
 from distributed_fi.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -73,10 +73,9 @@ def generate(
     encoded = [served.encode_chat(text) if chat else served.encode(text) for text in texts]
     console = stderr_console()
     title = f"Loading {model} on {config.mesh.world_size} ranks"
-    with (
-        loading_bar(console, title, quiet=quiet or as_json) as on_load,
-        Engine(served, on_load=on_load) as engine,
-    ):
+    with loading_bar(console, title, quiet=quiet or as_json) as on_load:
+        engine = Engine(served, on_load=on_load)
+    with engine:
         answers = _answer(engine, encoded, params, live=len(texts) == 1 and not as_json)
         summary, ranks = engine.stats.summary(), [asdict(info) for info in engine.gang.infos]
     if as_json:
@@ -107,6 +106,8 @@ def _answer(engine: Engine, prompts: list[tuple[int, ...]], params: SamplingPara
     while engine.has_work:
         for event in engine.step():
             decoder, ended = decoders[event.request_id], event.finish_reason is not None
+            if event.finish_reason == "error":
+                raise DfiError(f"{event.request_id}: the model's logits hold NaN after {event.index} tokens")
             piece = decoder.push(event.token_id) if event.finish_reason != "stop" else ""
             piece += decoder.flush() if ended else ""
             texts[event.request_id] += piece
@@ -120,9 +121,13 @@ def _prompt_texts(prompts: list[str] | None) -> list[str]:
     if prompts and prompts != ["-"]:
         texts = prompts
     else:
-        texts = [sys.stdin.read().rstrip("\n")] if not sys.stdin.isatty() else [""]
-    if any(not text.strip() for text in texts):
-        raise InvalidArgumentError("prompt", "an empty one", "text, as an argument or on stdin")
+        has_input = sys.stdin is not None and not sys.stdin.isatty()
+        texts = [sys.stdin.read().rstrip("\n") if has_input else ""]
+    for text in texts:
+        if not text.strip():
+            raise InvalidArgumentError("prompt", "an empty one", "text, as an argument or on stdin")
+        if not text.isprintable() and any(0xD800 <= ord(c) < 0xE000 for c in text):  # bytes that were no UTF-8
+            raise InvalidArgumentError("prompt", ascii(text), "UTF-8 text")
     return texts
 
 

@@ -16,14 +16,16 @@ from distributed_fi.coordinator.limits import page_bytes, plan_bytes, resolve_dt
 from distributed_fi.coordinator.served_model import Prompt, ServedModel
 from distributed_fi.coordinator.step_loop import StepLoop
 from distributed_fi.coordinator.step_stats import StepStats
+from distributed_fi.errors import EngineClosedError
 from distributed_fi.scheduler.request import Request
 from distributed_fi.scheduler.scheduler import Scheduler, TokenEvent
 from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.step_hook import load_step_hook
-from distributed_fi.workers.step_reply import reply_bytes
 
 EPOCH = 1
 RING_SLOTS = 4
+ERROR_TEXT_BYTES = 4096  # of a rank's failure
+BROADCASTS_MEASURED = 100
 
 
 @dataclass
@@ -101,13 +103,14 @@ class Engine:
             hook=self.hook,
             stats=self.stats,
         )
+        self.loop.measure_broadcast(BROADCASTS_MEASURED)
         self.stats.load_s = time.monotonic() - begun
 
     def _make_ring(self, num_pages: int) -> RingWriter:
         return RingWriter.create(
             self.config.mesh.world_size,
             slot_bytes=plan_bytes(self.config, num_pages),
-            reply_bytes=reply_bytes(self.config.max_num_seqs),
+            reply_bytes=max(4 * self.config.max_num_seqs, ERROR_TEXT_BYTES),
             num_slots=RING_SLOTS,
             epoch=EPOCH,
         )
@@ -143,7 +146,10 @@ class Engine:
 
         Raises:
             RankError, RankDiedError, StepTimeoutError, PlanError: the gang is broken; close the engine.
+            EngineClosedError: it was closed.
         """
+        if self.gang.ring is None:
+            raise EngineClosedError("the engine is closed")
         begun = time.monotonic()
         events = self.loop.turn()
         now = time.monotonic()
@@ -160,21 +166,51 @@ class Engine:
         return events
 
     def stream(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[TokenEvent]:
-        """Queue prompts and yield their tokens as they come, ids being "request-N" in order of the prompts."""
-        ids = {self.add_request(prompt, params) for prompt in prompts}
-        while any(self.completions[i].finish_reason is None for i in ids):
-            yield from (event for event in self.step() if event.request_id in ids)
+        """Queue prompts and yield their tokens as they come; requests are named in the order of the prompts.
+
+        Whoever stops listening cancels what is left. Errors as `add_request`, before any prompt is queued.
+        """
+        ids = self._add_all(prompts, params)
+        try:
+            while any(self.completions[i].finish_reason is None for i in ids):
+                yield from (event for event in self.step() if event.request_id in ids)
+        finally:
+            self._forget(ids)
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Completion]:
-        """Answer prompts, all batched together; completions in the order of the prompts."""
-        ids = [self.add_request(prompt, params) for prompt in prompts]
-        while any(self.completions[i].finish_reason is None for i in ids):
-            self.step()
-        return [self.completions.pop(i) for i in ids]
+        """Answer prompts, all batched together; completions in the order of the prompts.
+
+        Errors as `add_request`, before any prompt is queued.
+        """
+        ids = self._add_all(prompts, params)
+        completions = [self.completions[i] for i in ids]
+        try:
+            while any(completion.finish_reason is None for completion in completions):
+                self.step()
+        finally:
+            self._forget(ids)
+        return completions
 
     def close(self) -> None:
         """End all ranks, and the local Ray if this engine started it; safe to call twice."""
+        if self.gang.ring is None:
+            return
+        try:
+            self.loop.drain()
+        except BaseException:
+            self.gang.stop(is_broken=True)
+            raise
         self.gang.stop()
+
+    def _add_all(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
+        encoded = [self.model.encode(prompt) for prompt in prompts]
+        return [self.add_request(prompt, params) for prompt in encoded]
+
+    def _forget(self, ids: Sequence[str]) -> None:
+        for request_id in ids:
+            self.cancel(request_id)
+            self.completions.pop(request_id, None)
+            self._arrival_s.pop(request_id, None)
 
     def __enter__(self) -> Self:
         return self
@@ -182,4 +218,7 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.gang.stop(is_broken=kind is not None)
+        if kind is None:
+            self.close()
+        else:
+            self.gang.stop(is_broken=True)

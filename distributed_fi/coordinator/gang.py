@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,20 +72,22 @@ class Gang:
         self.actors, self.infos = _in_rank_order(actors, infos)
         _check_one_rank_per_gpu(self.infos)
         address = self._fetch([self.actors[0].serve_store.remote()], "opening the store")[0]
-        self._fetch([actor.join.remote(rank, address) for rank, actor in enumerate(self.actors)], "joining")
+        neighbours = Counter(info.host_id for info in self.infos)
+        joins = [
+            actor.join.remote(rank, address, neighbours[info.host_id])
+            for rank, (actor, info) in enumerate(zip(self.actors, self.infos, strict=True))
+        ]
+        self._fetch(joins, "joining")
         return device_type
 
     def load(self, dtype: str, max_position: int, need: PoolNeed, on_progress: LoadProgress | None) -> int:
         """Load weights on every rank and set up the KV pool; returns its pages per replica."""
         refs = [actor.load.remote(dtype, max_position) for actor in self.actors]
         deadline = time.monotonic() + self.config.start_timeout_s
-        while on_progress is not None and time.monotonic() < deadline:
-            done, late = ray.wait(refs, num_returns=len(refs), timeout=PROGRESS_EVERY_S)
+        while on_progress is not None and not ray.wait(refs, timeout=PROGRESS_EVERY_S)[0]:
             loaded = [actor.loaded.options(concurrency_group="progress").remote() for actor in self.actors]
-            if not late or any(_has_failed(ref) for ref in done):
-                break
-            on_progress(*map(sum, zip(*self._fetch(loaded, "loading weights"), strict=True)))
-        free_bytes = self._fetch(refs, "loading weights")
+            on_progress(*map(sum, zip(*self._fetch(loaded, "loading weights", deadline), strict=True)))
+        free_bytes = self._fetch(refs, "loading weights", deadline)
         num_pages = _pages_that_fit(need, free_bytes, self.infos)
         self._fetch([actor.allocate.remote(num_pages) for actor in self.actors], "allocating the KV pool")
         return num_pages
@@ -93,30 +96,35 @@ class Gang:
         """Attach every rank to the step ring and send it into its loop."""
         self.ring = ring
         here = host_id()
-        far: dict[str, list[int]] = {}
         near = [rank for rank, info in enumerate(self.infos) if info.host_id == here]
         attached = self._fetch([self.actors[r].attach.remote(ring.handle, r) for r in near], "mapping the ring")
         reached = {rank for rank, ok in zip(near, attached, strict=True) if ok}
-        for rank, info in enumerate(self.infos):
-            if rank not in reached:
-                far.setdefault(info.host_id, []).append(rank)
-        for ranks in far.values():
+        far = [rank for rank in range(len(self.actors)) if rank not in reached]
+        while far:
+            ranks = self._that_share_memory(far)
             self._open_relay(ring, ranks)
+            far = [rank for rank in far if rank not in ranks]
         ring.wait_attached(self.config.start_timeout_s)
         self.run_refs = [actor.run.remote(epoch) for actor in self.actors]
 
+    def _that_share_memory(self, ranks: list[int]) -> list[int]:
+        """The first of `ranks`, and those of its host that can read the nonce it puts into shared memory."""
+        first = ranks[0]
+        candidates = [rank for rank in ranks[1:] if self.infos[rank].host_id == self.infos[first].host_id]
+        probe = self._fetch([self.actors[first].open_probe.remote()], "probing shared memory")[0]
+        seen = self._fetch([self.actors[rank].can_see.remote(probe) for rank in candidates], "probing shared memory")
+        self._fetch([self.actors[first].close_probe.remote()], "probing shared memory")
+        return [first, *(rank for rank, sees in zip(candidates, seen, strict=True) if sees)]
+
     def _open_relay(self, ring: RingWriter, ranks: list[int]) -> None:
-        """Join the ring of another host's ranks to ours; a rank whose memory proves foreign gets a relay of its own."""
+        """Join the ring of another host's ranks to ours."""
         bridge = BridgeServer(ring.handle, ranks, ray.util.get_node_ip_address())
         self.bridges.append(bridge)
         relay = self.actors[ranks[0]]
         opened = relay.open_relay.remote(bridge.address, bridge.token, ring.handle, len(ranks))
         handle = self._fetch([opened], "opening the relay")[0]
         refs = [self.actors[rank].attach.remote(handle, i) for i, rank in enumerate(ranks)]
-        attached = self._fetch(refs, "mapping the relay's ring")
-        strangers = [self.infos[rank].node_ip for rank, ok in zip(ranks, attached, strict=True) if not ok]
-        if strangers:
-            raise ResourceError("shared memory between the ranks of one host", "one /dev/shm", ", ".join(strangers))
+        self._fetch(refs, "mapping the relay's ring")
         self._fetch([relay.attached.remote()], "mapping the relay's ring")
 
     def stop(self, *, is_broken: bool = False) -> None:
@@ -124,26 +132,30 @@ class Gang:
 
         A broken gang is not asked to leave by itself: some rank may wait for a peer that is gone.
         """
-        if self.ring is not None and is_broken:
-            self.ring.abort("the engine gave up")
-        elif self.ring is not None:
-            self.ring.finish()
-            ray.wait(self.run_refs, num_returns=len(self.run_refs), timeout=STOP_TIMEOUT_S)
-        for bridge in self.bridges:
-            bridge.close()
-        if self.ring is not None:
-            self.ring.close()
-        for actor in self.actors:
-            ray.kill(actor)
-        if self.placement is not None:
-            self.placement.remove()
-        if self.session is not None:
-            self.session.close()
+        with ExitStack() as last_to_first:  # each is tried, whatever becomes of the others
+            if self.session is not None:
+                last_to_first.callback(self.session.close)
+            # Somebody else may have ended Ray under us; a call would start a new one.
+            if ray.is_initialized():
+                if self.placement is not None:
+                    last_to_first.callback(self.placement.remove)
+                for actor in self.actors:
+                    last_to_first.callback(ray.kill, actor)
+            if self.ring is not None:
+                last_to_first.callback(self.ring.close)
+            for bridge in self.bridges:
+                last_to_first.callback(bridge.close)
+            if self.ring is not None and is_broken:
+                self.ring.abort("the engine gave up")
+            elif self.ring is not None and ray.is_initialized():
+                self.ring.finish()
+                ray.wait(self.run_refs, num_returns=len(self.run_refs), timeout=STOP_TIMEOUT_S)
         self.run_refs, self.bridges, self.actors = [], [], []
         self.ring, self.placement, self.session = None, None, None
 
-    def _fetch(self, refs: list[Any], doing: str) -> list[Any]:
-        return fetch(refs, timeout_s=self.config.start_timeout_s, doing=doing)
+    def _fetch(self, refs: list[Any], doing: str, deadline: float | None = None) -> list[Any]:
+        seconds = self.config.start_timeout_s if deadline is None else max(0.0, deadline - time.monotonic())
+        return fetch(refs, timeout_s=seconds, doing=doing)
 
 
 def _in_rank_order(actors: list[Any], infos: list[RankInfo]) -> tuple[list[Any], list[RankInfo]]:
@@ -169,11 +181,3 @@ def _pages_that_fit(need: PoolNeed, free_bytes: list[int], infos: list[RankInfo]
     if fit < need.least_pages:
         raise ResourceError("KV pages in the memory left", str(need.least_pages), str(fit))
     return min(fit, need.wanted_pages)
-
-
-def _has_failed(ref: Any) -> bool:
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayError:
-        return True
-    return False

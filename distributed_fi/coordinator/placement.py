@@ -34,9 +34,9 @@ class Placement:
 
 
 def choose_device(wanted: str, world_size: int) -> DeviceType:
-    """GPUs where the cluster has one for each rank, unless the caller says otherwise."""
+    """ "auto" is GPUs where the cluster has any; `place` refuses too few, rather than run on CPUs in silence."""
     if wanted == "auto":
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= world_size else "cpu"
+        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
     return "cuda" if wanted == "cuda" else "cpu"
 
 

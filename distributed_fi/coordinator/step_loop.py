@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,11 @@ from distributed_fi.coordinator.step_stats import StepStats
 from distributed_fi.errors import PlanError
 from distributed_fi.mesh import Mesh
 from distributed_fi.plan.batch import plan_batch
+from distributed_fi.plan.item import StepItem
 from distributed_fi.plan.layout import encode, read_header
 from distributed_fi.scheduler.scheduler import ScheduledStep, Scheduler, TokenEvent
 from distributed_fi.workers.ring.writer import RingWriter
 from distributed_fi.workers.step_hook import StepHook
-from distributed_fi.workers.step_reply import StepReply
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class InFlight:
 
     seq: int
     scheduled: ScheduledStep
-    published_ns: int
 
 
 class StepLoop:
@@ -70,27 +70,39 @@ class StepLoop:
         """
         with self.hook("coordinator"):
             while len(self.in_flight) < self.run_ahead and (scheduled := self.scheduler.schedule()) is not None:
-                self._publish(scheduled)
+                self.in_flight.append(InFlight(self._publish(scheduled.items), scheduled))
             return self._collect() if self.in_flight else []
 
-    def _publish(self, scheduled: ScheduledStep) -> None:
-        plan = plan_batch(scheduled.items, page_size=self.page_size, dp=self.mesh.dp)
+    def measure_broadcast(self, iterations: int) -> None:
+        """Send empty plans, each to all ranks and back: shows that every rank answers, and how fast."""
+        for _ in range(iterations):
+            begun = time.monotonic_ns()
+            self.ring.wait_replies(self._publish(()), timeout_s=self.timeout_s)
+            self.stats.broadcast_us.append((time.monotonic_ns() - begun) / 1e3)
+            self._check_digests()
+
+    def drain(self) -> None:
+        """Wait until every rank answered everything, and check that all ran the plans that were sent."""
+        if self.ring.published:
+            self.ring.wait_replies(self.ring.published, timeout_s=self.timeout_s)
+            self._check_digests()
+
+    def _publish(self, items: Sequence[StepItem]) -> int:
+        plan = plan_batch(items, page_size=self.page_size, dp=self.mesh.dp)
         buffer = encode(plan, epoch=self.epoch, step=self.step)
         self.step += 1
-        published_ns = time.monotonic_ns()
-        seq = self.ring.publish(buffer)
+        seq = self.ring.publish(buffer, timeout_s=self.timeout_s)
         self.digests[seq] = read_header(buffer).digest
-        self.in_flight.append(InFlight(seq, scheduled, published_ns))
+        return seq
 
     def _collect(self) -> list[TokenEvent]:
         step = self.in_flight[0]
         replies = self.ring.wait_replies(step.seq, self.output_ranks, self.timeout_s)
         self.in_flight.popleft()
         self._check_digests()
-        outputs = [StepReply.from_bytes(replies[rank].payload) for rank in self.output_ranks]
-        self._record(step, outputs)
         # Samples are ordered by replica, as the plan is.
-        return self.scheduler.complete(step.scheduled, np.concatenate([reply.tokens for reply in outputs]))
+        tokens = np.concatenate([np.frombuffer(replies[rank].payload, np.int32) for rank in self.output_ranks])
+        return self.scheduler.complete(step.scheduled, tokens)
 
     def _check_digests(self) -> None:
         # Nobody waits for the ranks that do not output; whatever they answered since the last look is checked.
@@ -100,10 +112,5 @@ class StepLoop:
                 if ran != sent:
                     raise PlanError(f"rank {rank} ran plan {ran:#018x} where {sent:#018x} was sent")
             self.checked[rank] = acked
-        for seq in range(min(self.digests), min(self.checked) + 1):
+        for seq in [seq for seq in self.digests if seq <= min(self.checked)]:
             del self.digests[seq]
-
-    def _record(self, step: InFlight, outputs: list[StepReply]) -> None:
-        latency_ns = max(o.received_ns - max(step.published_ns, o.waiting_ns) for o in outputs)
-        self.stats.broadcast_us.append(latency_ns / 1e3)
-        self.stats.step_ms.append((time.monotonic_ns() - max(o.received_ns for o in outputs)) / 1e6)

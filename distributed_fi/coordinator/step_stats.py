@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the steps of a run cost: broadcast latency, step time, first-token and token rates."""
+"""What a run cost: loading, the step broadcast, first tokens and token rates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 @dataclass
 class StepStats:
-    """Readings of one engine, in the order of its steps."""
+    """Readings of one engine."""
 
-    broadcast_us: list[float] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
+    broadcast_us: list[float] = field(default_factory=list)  # an empty plan to all ranks and back
     load_s: float = 0.0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
@@ -21,7 +20,7 @@ class StepStats:
     decode_s: float = 0.0
 
     def summary(self) -> dict[str, float | None]:
-        """Load s, prefill ms (arrival to first token, median), decoded tokens/s, broadcast p50/p99 us."""
+        """Load s, prefill ms (arrival to first token, median), decoded tokens/s, broadcast and back p50/p99 us."""
         decoded = self.num_output_tokens - len(self.first_token_ms)
         return {
             "load_s": self.load_s,
@@ -29,7 +28,6 @@ class StepStats:
             "tokens_per_s": decoded / self.decode_s if decoded and self.decode_s > 0 else None,
             "step_broadcast_p50_us": _percentile(self.broadcast_us, 50),
             "step_broadcast_p99_us": _percentile(self.broadcast_us, 99),
-            "step_p50_ms": _percentile(self.step_ms, 50),
             "num_prompt_tokens": self.num_prompt_tokens,
             "num_output_tokens": self.num_output_tokens,
         }

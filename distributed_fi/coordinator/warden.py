@@ -1,62 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends what a killed driver leaves behind of its local Ray.
+"""Ends what a driver leaves behind of its local Ray, however the driver ends.
 
 Ray's own agents outlive a killed driver by a minute: they try to report the loss of their node to a control
-store that died with it (ray 2.60). The warden is a small process that holds the reading end of a pipe; when the
-driver ends, however it ends, the pipe closes, and the warden ends whoever of the local Ray still runs.
+store that died with it (ray 2.60). The warden is a small process with the reading end of a pipe. While Ray starts
+it notes Ray's processes among the driver's descendants; when the pipe closes or the driver says so, it ends those
+that do not leave by themselves.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from distributed_fi.workers.ring.process import ProcessId
 
+LOOK_S = 0.05
 GRACE_S = 2.0  # for those that leave by themselves
+CLOSE_TIMEOUT_S = 10.0
+STARTED, ENDED = b"s", b"e"
 
 
 class Warden:
-    """Watches over the processes that this one has started so far, and theirs."""
+    """Used around the start of a local Ray: `with Warden() as warden: ray.init(...)`; then `close()` after its end."""
 
     def __init__(self) -> None:
-        watched = [str(number) for process in descendants(os.getpid()) for number in _numbers(process)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distributed_fi.coordinator.warden", *watched],
+            [sys.executable, "-m", "distributed_fi.coordinator.warden", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the driver's terminal is not meant for it
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._say(STARTED)
+
     def close(self) -> None:
-        """Say that the driver ends; returns when nothing it watched runs any more."""
+        """Ray was shut down: end what is left of it. Returns when that is done."""
+        # Said rather than only closed: a child that the user forked may hold a copy of the pipe.
+        self._say(ENDED)
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        self._process.wait(CLOSE_TIMEOUT_S)
+
+    def _say(self, word: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(word)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # somebody ended the warden; there is nothing it could do any more
 
 
-def descendants(pid: int) -> list[ProcessId]:
-    """Children of a process, their children, and so on."""
-    try:
-        tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-        children = [int(c) for t in tasks for c in Path(f"/proc/{pid}/task/{t}/children").read_text().split()]
-        known = [ProcessId.of(child) for child in children]
-    except (FileNotFoundError, ProcessLookupError):
-        return []  # it ended meanwhile
-    return known + [below for child in children for below in descendants(child)]
-
-
-def watch(processes: list[ProcessId]) -> None:
-    """Wait until the driver is gone, then end what is left of `processes`."""
-    sys.stdin.buffer.read()
+def watch(driver: int) -> None:
+    """Note Ray's processes below the driver until it says that all have started; end them when it is gone."""
+    noted: set[ProcessId] = set()
+    while not select.select([sys.stdin], [], [], LOOK_S)[0]:
+        noted |= rays_processes(driver)
+    noted |= rays_processes(driver)
+    if os.read(sys.stdin.fileno(), 1) == STARTED:
+        os.read(sys.stdin.fileno(), 1)
     deadline = time.monotonic() + GRACE_S
-    while (left := [p for p in processes if not p.is_gone()]) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    while (left := [p for p in noted if not p.is_gone()]) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
     for process in left:
         try:
             os.kill(process.pid, signal.SIGKILL)
@@ -64,10 +80,32 @@ def watch(processes: list[ProcessId]) -> None:
             continue
 
 
-def _numbers(process: ProcessId) -> tuple[int, int, int]:
-    return process.pid, process.start_ticks, process.namespace
+def rays_processes(pid: int) -> set[ProcessId]:
+    """Descendants of a process that Ray started, by their command; the user's own children are left alone."""
+    found: set[ProcessId] = set()
+    for child in _children(pid):
+        try:
+            process, command = ProcessId.of(child), Path(f"/proc/{child}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if command.startswith(b"ray::") or b"/ray/" in command:
+            found |= {process} | rays_processes(child)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return []
+    children = []
+    for task in tasks:
+        try:
+            children += [int(child) for child in (task / "children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return children
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    watch([ProcessId(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)])
+    watch(int(sys.argv[1]))

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,8 +18,17 @@ import torch
 
 from distributed_fi.cli.main import run
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("own_signals_and_cluster")]
 COMMAND = (sys.executable, "-m", "distributed_fi", "generate", "Hello", "--max-tokens", "4")
+
+
+@pytest.fixture
+def own_signals_and_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command line run inside this process changes its SIGTERM handler, and would join RAY_ADDRESS."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -70,6 +82,17 @@ def test_more_ranks_than_the_machine_runs() -> None:
     ranks = 9 * (os.cpu_count() or 1)
     line = complaint_of_process(*COMMAND, "--dp", str(ranks))
     assert f"ranks on this machine: {ranks} needed, {8 * (os.cpu_count() or 1)} (8 for each" in line
+
+
+def test_something_else_than_ray_at_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        line = complaint(capsys, "Hello", "--ray-address", address)
+    assert f"Ray at {address}: what listens there did not answer as Ray does" in line
+
+
+def test_text_that_is_no_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "prompt: expected UTF-8 text" in complaint(capsys, "caf\udce9")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.model, pytest.mark.ray]
-START_TIMEOUT_S, GONE_TIMEOUT_S = 90.0, 20.0
+START_TIMEOUT_S, GONE_TIMEOUT_S = 90.0, 40.0
 COMMAND = [sys.executable, "-m", "distributed_fi", "generate", "--tp", "2", "--load-format", "dummy", "--ignore-eos"]
 
 
@@ -66,6 +66,24 @@ def test_a_driver_stopped_while_it_generates(signum: signal.Signals, exit_code: 
     driver.send_signal(signum)
     driver.communicate(timeout=GONE_TIMEOUT_S)
     assert driver.returncode == exit_code
+    assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
+    assert segments() <= before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+def test_a_driver_stopped_while_ray_starts(signum: signal.Signals) -> None:
+    before = segments()
+    driver = subprocess.Popen(
+        [*COMMAND, "Once upon a time"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    process = psutil.Process(driver.pid)
+    assert wait_until(lambda: any("raylet" in p.name() for p in process.children(recursive=True)), START_TIMEOUT_S)
+    family = process.children(recursive=True)
+    driver.send_signal(signum)
+    assert driver.wait(GONE_TIMEOUT_S) != 0
     assert wait_until(lambda: alive(family) == [], GONE_TIMEOUT_S), alive(family)
     assert segments() <= before
 

@@ -9,6 +9,7 @@ from unittest import mock
 
 import ray
 import ray.actor
+import ray.experimental.internal_kv
 import ray.remote_function
 
 ENTRY_POINTS = (
@@ -20,6 +21,12 @@ ENTRY_POINTS = (
     (ray, "get_actor"),
     (ray, "nodes"),
     (ray, "cluster_resources"),
+    (ray, "available_resources"),
+    (ray, "get_runtime_context"),
+    (ray.actor.ActorClass, "remote"),
+    (ray.actor.ActorClass, "_remote"),
+    (ray.experimental.internal_kv, "_internal_kv_get"),
+    (ray.experimental.internal_kv, "_internal_kv_put"),
     (ray.actor.ActorMethod, "remote"),
     (ray.actor.ActorMethod, "_remote"),
     (ray.remote_function.RemoteFunction, "_remote"),
