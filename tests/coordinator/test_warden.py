@@ -15,7 +15,6 @@ import pytest
 from distributed_fi.coordinator.warden import Warden, rays_processes
 from distributed_fi.workers.ring.process import ProcessId
 
-
 Family = tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]
 
 
