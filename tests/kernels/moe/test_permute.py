@@ -27,7 +27,7 @@ def test_slots_stand_by_expert_then_by_token(num_tokens: int, top_k: int, lowest
     order = sort_by_expert(topk_idx, NUM_EXPERTS)
     flat = topk_idx.flatten().tolist()
     groups = [[slot for slot, e in enumerate(flat) if e == expert] for expert in (*range(NUM_EXPERTS), -1)]
-    assert order.slot_idx.tolist() == sum(groups, [])
+    assert order.slot_idx.tolist() == [slot for group in groups for slot in group]
     assert order.counts.tolist() == [len(group) for group in groups[:-1]]
     assert order.m_indptr.tolist() == [0] + [sum(map(len, groups[: e + 1])) for e in range(NUM_EXPERTS)]
     assert [order.slot_idx.tolist()[row] for row in order.row_idx.flatten().tolist()] == list(range(len(flat)))
