@@ -69,14 +69,23 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding: the base, and Llama 3.1's frequency scaling where `scaling` is "llama3"."""
+    """Rotary embedding: the base, and how frequencies are scaled to reach beyond the trained context.
+
+    `original_max_position`, in tokens, counts for "llama3", with its `low_freq_factor` and `high_freq_factor`, and
+    for "yarn", with its `beta_fast` and `beta_slow` (turns within that context), `truncate` (whole dimensions
+    only) and `attention_factor` (multiplies cosines and sines; None: 0.1 ln(factor) + 1).
+    """
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
