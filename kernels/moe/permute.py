@@ -99,7 +99,10 @@ def moe_permute(hidden_states: Tensor, order: ExpertOrder) -> Tensor:
     """
     shape = (order.num_tokens, "hidden_size")
     check_tensor("hidden_states", hidden_states, shape, Dims(), device=order.row_idx.device)
-    return hidden_states.index_select(0, order.token_idx)
+    if hidden_states.element_size() > 1:
+        return hidden_states.index_select(0, order.token_idx)
+    # Not every device gathers eight-bit floats; any gathers bytes.
+    return hidden_states.view(torch.uint8).index_select(0, order.token_idx).view(hidden_states.dtype)
 
 
 def moe_unpermute(

@@ -41,7 +41,7 @@ def mxfp4_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     mantissa, exponent = torch.frexp(peak)
     stored = (exponent.int() - (mantissa == 0.5).int() + BIAS).clamp_(0, 2 * BIAS)
     stored = torch.where(peak == 0, 0, stored)
-    scaled = torch.ldexp(blocks, (BIAS - stored)[..., None].double())
+    scaled = blocks * _power_of_two(BIAS - stored)[..., None]
     stored = stored.masked_fill(~peak.isfinite(), NAN)
     return to_e2m1(scaled.float().view(x.shape)), stored.to(torch.uint8).view(torch.float8_e8m0fnu)
 
@@ -63,6 +63,11 @@ def mxfp4_dequantize(q: Tensor, scale: Tensor, *, out_dtype: torch.dtype = torch
     check_tensor("q", q, ("m", "k / 2"), Dims(), dtype=torch.uint8)
     shape = (q.shape[0], q.shape[1] * 2 // BLOCK)
     check_tensor("scale", scale, shape, Dims(), dtype=(torch.float8_e8m0fnu, torch.uint8), device=q.device)
-    stored = scale.view(torch.uint8).double()
-    power = torch.exp2(stored - BIAS).masked_fill(stored == NAN, torch.nan)
+    stored = scale.view(torch.uint8).int()
+    power = _power_of_two(stored - BIAS).masked_fill(stored == NAN, torch.nan)
     return (from_e2m1(q).double() * power.repeat_interleave(BLOCK, 1)).to(out_dtype)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """float64 2^exponent, written into the bits of its exponent: exact on every device, as exp2 need not be."""
+    return (exponent.long() + 1023 << 52).view(torch.float64)
