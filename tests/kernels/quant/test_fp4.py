@@ -67,6 +67,7 @@ def test_mxfp4_block_by_block(dtype: torch.dtype) -> None:
     x[1, 0] = 6 * 2.0**5  # fits exactly
     q, scale = mxfp4_quantize(x)
     assert (q.shape, scale.shape, scale.dtype) == ((7, 48), (7, 3), torch.float8_e8m0fnu)
+    assert scale.view(torch.uint8)[1, 0].item() == 127 + 5  # not one more
     out = mxfp4_dequantize(q, scale)
     expected = [reference.mxfp4_block(block) for block in x.double().view(-1, 32).tolist()]
     torch.testing.assert_close(out.view(-1, 32).double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=0)
