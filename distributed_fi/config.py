@@ -90,10 +90,26 @@ class RopeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a decoder-only model of the Llama family.
+    """The shape of a decoder-only model: Llama's, and what its relatives do differently.
 
-    `eos_token_ids` end a request; `sliding_window` is the number of tokens a query sees, itself
-    included (None: all); `dtype` is the checkpoint's.
+    Args:
+        architecture: the class's name in config.json, such as "LlamaForCausalLM".
+        intermediate_size: of the gated MLP.
+        rope: rotary embedding, of all layers but those of `local_rope`.
+        local_rope: of the layers with a sliding window; None: they share `rope`.
+        sliding_window: tokens that a query sees, itself included; None: all.
+        global_layers: layers that see all tokens nevertheless.
+        has_qkv_bias: the query, key and value projections add a bias.
+        has_qk_norm: each head of queries and keys is normalised before the rotary embedding.
+        has_out_norms: what attention and MLP give is normalised before it joins the residual (four norms a layer).
+        norm_adds_one: norms multiply by 1 + weight.
+        activation: of the MLP's gate.
+        query_scale: what logits of attention are multiplied by; None is 1 / sqrt(head_dim).
+        attention_soft_cap: c bounds the logits x of attention as c * tanh(x / c); None: no bound.
+        logit_soft_cap: the same for the logits of the vocabulary.
+        embedding_scale: what embeddings are multiplied by.
+        eos_token_ids: tokens that end a request.
+        dtype: the checkpoint's.
     """
 
     architecture: str
@@ -107,8 +123,19 @@ class ModelConfig:
     max_position: int
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
+    local_rope: RopeConfig | None = None
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
+    global_layers: tuple[int, ...] = ()
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    has_out_norms: bool = False
+    norm_adds_one: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scale: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    embedding_scale: float = 1.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -120,6 +147,19 @@ class ModelConfig:
             check_range(name, size, "an integer >= 1", _is_int(size) and size >= 1)
         grouped = self.num_qo_heads % self.num_kv_heads == 0
         check_range("num_qo_heads", self.num_qo_heads, f"a multiple of num_kv_heads={self.num_kv_heads}", grouped)
+        window = self.sliding_window
+        check_range("sliding_window", window, "an integer >= 1, or None", window is None or window >= 1)
+        for name in ("query_scale", "attention_soft_cap", "logit_soft_cap"):
+            value = getattr(self, name)
+            check_range(name, value, "a number > 0, or None", value is None or (_is_finite(value) and value > 0))
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether the layer's queries see a sliding window only."""
+        return self.sliding_window is not None and layer not in self.global_layers
+
+    def rope_of(self, layer: int) -> RopeConfig:
+        """The rotary embedding of one layer."""
+        return self.local_rope if self.local_rope is not None and self.is_windowed(layer) else self.rope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,9 @@ import numpy.typing as npt
 from distributed_fi.config import ModelConfig, RopeConfig
 from distributed_fi.errors import CorruptWeightsError, InvalidArgumentError, UnsupportedError
 from distributed_fi.kernels.rope.frequencies import rope_frequencies
-from distributed_fi.models.llama_weights import SUPPORTED_ARCHITECTURES
 from distributed_fi.models.loaders.gguf_header import GgufHeader
 
+SUPPORTED_ARCHITECTURES = ("llama",)
 END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -47,9 +48,9 @@ def gguf_config(header: GgufHeader, rope_factors: npt.NDArray[np.float32] | None
         CorruptWeightsError: a key is missing, is no number, or they contradict each other.
     """
     architecture = header.metadata.get("general.architecture")
-    if architecture != "llama":
+    if architecture not in SUPPORTED_ARCHITECTURES:
         served = ", ".join(SUPPORTED_ARCHITECTURES)
-        raise UnsupportedError("architecture", architecture, f"one of {served} (llama in a GGUF file)")
+        raise UnsupportedError("architecture", architecture, f"one of {served} in a GGUF file")
     metadata = _Metadata(header)
     experts = metadata.integer("llama.expert_count", 0)
     if experts:
@@ -74,7 +75,7 @@ def gguf_config(header: GgufHeader, rope_factors: npt.NDArray[np.float32] | None
         raise CorruptWeightsError(str(header.path), f"its metadata is inconsistent: {error}") from error
 
 
-def _sizes(header: GgufHeader, metadata: _Metadata) -> dict[str, int]:
+def _sizes(header: GgufHeader, metadata: _Metadata) -> dict[str, Any]:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise CorruptWeightsError(str(header.path), "lacks the tensor token_embd.weight")

@@ -13,8 +13,8 @@ from gguf.quants import dequantize
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import UnsupportedError
+from distributed_fi.models.decoder_weights import EMBEDDING, FINAL_NORM, LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.gguf_config import gguf_config
-from distributed_fi.models.llama_weights import EMBEDDING, FINAL_NORM, LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.loaders.gguf_header import GgufTensor, read_gguf_header
 from distributed_fi.models.weights import WeightSlice, check_tensors

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import CorruptWeightsError, NotFoundError, UnsupportedError
-from distributed_fi.models.llama_weights import LM_HEAD, iter_tensor_shapes
+from distributed_fi.models.decoder_weights import LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.weights import WeightSlice, check_tensors
 
