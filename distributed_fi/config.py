@@ -89,6 +89,32 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """The experts that stand in the place of the MLP: each token takes the `top_k` its router scores highest.
+
+    Args:
+        num_experts: in each layer.
+        top_k: experts of a token.
+        intermediate_size: of one expert.
+        renormalize: the weights of a token's experts, a softmax over all experts, are divided by their sum.
+        dense_layers: layers that have an MLP nevertheless.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    renormalize: bool = True
+    dense_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "intermediate_size"):
+            size = getattr(self, name)
+            check_range(f"experts.{name}", size, "an integer >= 1", _is_int(size) and size >= 1)
+        k_ok = _is_int(self.top_k) and 1 <= self.top_k <= self.num_experts
+        check_range("experts.top_k", self.top_k, f"an integer in [1, num_experts={self.num_experts}]", k_ok)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only model: Llama's, and what its relatives do differently.
 
@@ -108,6 +134,7 @@ class ModelConfig:
         attention_soft_cap: c bounds the logits x of attention as c * tanh(x / c); None: no bound.
         logit_soft_cap: the same for the logits of the vocabulary.
         embedding_scale: what embeddings are multiplied by.
+        experts: those of a mixture-of-experts model.
         eos_token_ids: tokens that end a request.
         dtype: the checkpoint's.
     """
@@ -136,6 +163,7 @@ class ModelConfig:
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     embedding_scale: float = 1.0
+    experts: ExpertsConfig | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -156,6 +184,10 @@ class ModelConfig:
     def is_windowed(self, layer: int) -> bool:
         """Whether the layer's queries see a sliding window only."""
         return self.sliding_window is not None and layer not in self.global_layers
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether experts stand in the place of the layer's MLP."""
+        return self.experts is not None and layer not in self.experts.dense_layers
 
     def rope_of(self, layer: int) -> RopeConfig:
         """The rotary embedding of one layer."""

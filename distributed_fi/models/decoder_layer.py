@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.models.decoder_weights import norm_names
-from distributed_fi.models.mlp import DenseMlp, Mlp, gated_activation
+from distributed_fi.models.mlp import DenseMlp, ExpertMlp, Mlp, gated_activation
 from distributed_fi.models.norm import Norm, make_norm
 
 
@@ -51,8 +51,23 @@ def make_layer(config: ModelConfig, weights: Mapping[str, Tensor], i: int, cos_s
         o=own["o"],
         attention_out_norm=norms.get("attention_out_norm"),
         mlp_norm=norms["mlp_norm"],
-        mlp=DenseMlp(own["gate_up"], own["down"], gated_activation(config)),
+        mlp=_mlp(config, own),
         mlp_out_norm=norms.get("mlp_out_norm"),
         window_left=config.sliding_window - 1 if config.sliding_window and config.is_windowed(i) else -1,
         cos_sin_cache=cos_sin_cache,
+    )
+
+
+def _mlp(config: ModelConfig, own: Mapping[str, Tensor]) -> Mlp:
+    activation = gated_activation(config)
+    if config.experts is None or "router" not in own:
+        return DenseMlp(own["gate_up"], own["down"], activation)
+    num_experts = config.experts.num_experts
+    return ExpertMlp(
+        router=own["router"],
+        gate_up=own["expert_gate_up"].unflatten(0, (num_experts, -1)),
+        down=own["expert_down"].unflatten(0, (num_experts, -1)),
+        activation=activation,
+        top_k=config.experts.top_k,
+        renormalize=config.experts.renormalize,
     )

@@ -12,6 +12,7 @@ from distributed_fi.plan.sharding import RankShard, Span
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
+MLP_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 
 def iter_tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -30,8 +31,10 @@ def weight_specs(config: ModelConfig, shard: RankShard) -> list[WeightSpec]:
 
     Per layer, under `layers.N.`: `input_norm` [H], `qkv` [(Hq + 2 Hkv) * D, H], `o` [H, Hq * D], `mlp_norm` [H],
     `gate_up` [2 I, H] and `down` [H, I]; where the config has them, `qkv_bias` [(Hq + 2 Hkv) * D], `q_norm` and
-    `k_norm` [D], `attention_out_norm` and `mlp_out_norm` [H]. Besides these `embed_tokens` [V, H], `norm` [H] and,
-    unless the embeddings are tied, `lm_head` [V, H]. Hq, Hkv, I and V are the rank's own.
+    `k_norm` [D], `attention_out_norm` and `mlp_out_norm` [H]. With experts, instead of `gate_up` and `down`,
+    `router` [E, H], `expert_gate_up` [E * 2 I, H] and `expert_down` [E * H, I], expert by expert. Besides these
+    `embed_tokens` [V, H], `norm` [H] and, unless the embeddings are tied, `lm_head` [V, H]. Hq, Hkv, I and V are
+    the rank's own.
     """
     head_shape = (config.vocab_size, config.hidden_size)
     specs = [WeightSpec("embed_tokens", (WeightSlice(EMBEDDING, head_shape, 0, shard.vocab),))]
@@ -56,6 +59,13 @@ def norm_names(config: ModelConfig) -> dict[str, str]:
     return names
 
 
+def expert_names(config: ModelConfig) -> tuple[str, tuple[str, str, str]]:
+    """Where a layer's router and experts are, and how an expert's gate, up and down are called."""
+    if config.architecture == "MixtralForCausalLM":
+        return "block_sparse_moe", ("w1", "w3", "w2")
+    return "mlp", MLP_NAMES
+
+
 def _layer_shapes(config: ModelConfig, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, head_dim = config.hidden_size, config.head_dim
     q_size, kv_size = config.num_qo_heads * head_dim, config.num_kv_heads * head_dim
@@ -69,13 +79,22 @@ def _layer_shapes(config: ModelConfig, i: int) -> Iterator[tuple[str, tuple[int,
         yield "self_attn.q_norm.weight", (head_dim,)
         yield "self_attn.k_norm.weight", (head_dim,)
     yield "self_attn.o_proj.weight", (hidden, q_size)
-    yield from _mlp_shapes("mlp.{}_proj.weight", hidden, config.intermediate_size)
+    if config.experts is None or not config.has_experts(i):
+        yield from _mlp_shapes("mlp.", hidden, config.intermediate_size, MLP_NAMES)
+        return
+    prefix, names = expert_names(config)
+    yield f"{prefix}.gate.weight", (config.experts.num_experts, hidden)
+    for e in range(config.experts.num_experts):
+        yield from _mlp_shapes(f"{prefix}.experts.{e}.", hidden, config.experts.intermediate_size, names)
 
 
-def _mlp_shapes(form: str, hidden: int, intermediate: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield form.format("gate"), (intermediate, hidden)
-    yield form.format("up"), (intermediate, hidden)
-    yield form.format("down"), (hidden, intermediate)
+def _mlp_shapes(
+    prefix: str, hidden: int, intermediate: int, names: tuple[str, str, str]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    gate, up, down = names
+    yield f"{prefix}{gate}.weight", (intermediate, hidden)
+    yield f"{prefix}{up}.weight", (intermediate, hidden)
+    yield f"{prefix}{down}.weight", (hidden, intermediate)
 
 
 def _layer_specs(config: ModelConfig, shard: RankShard, i: int) -> Iterator[WeightSpec]:
@@ -98,6 +117,14 @@ def _layer_specs(config: ModelConfig, shard: RankShard, i: int) -> Iterator[Weig
         yield spec("q_norm", part("self_attn.q_norm.weight"))
         yield spec("k_norm", part("self_attn.k_norm.weight"))
     yield spec("o", part("self_attn.o_proj.weight", qo, 1))
-    gate, up = (part(f"mlp.{name}_proj.weight", shard.intermediate) for name in ("gate", "up"))
-    yield spec("gate_up", gate, up)
-    yield spec("down", part("mlp.down_proj.weight", shard.intermediate, 1))
+    if config.experts is None or not config.has_experts(i):
+        gate, up, down = (f"mlp.{name}.weight" for name in MLP_NAMES)
+        yield spec("gate_up", part(gate, shard.intermediate), part(up, shard.intermediate))
+        yield spec("down", part(down, shard.intermediate, 1))
+        return
+    prefix, names = expert_names(config)
+    own = shard.expert_intermediate
+    experts = [[f"{prefix}.experts.{e}.{name}.weight" for name in names] for e in range(config.experts.num_experts)]
+    yield spec("router", part(f"{prefix}.gate.weight"))
+    yield spec("expert_gate_up", *(part(name, own) for gate, up, _ in experts for name in (gate, up)))
+    yield spec("expert_down", *(part(down, own, 1) for _, _, down in experts))

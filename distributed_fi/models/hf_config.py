@@ -71,7 +71,7 @@ def _architecture(fields: Fields) -> str:
 
 
 def _check_settings(fields: Fields, family: Family) -> None:
-    for name, served in (SERVED_SETTINGS | family.settings).items():
+    for name, served in {**SERVED_SETTINGS, **family.settings}.items():
         value = fields.values.get(name, served)
         if value is not None and value != served:
             raise UnsupportedError(name, value, f"{served!r}, in config.json")

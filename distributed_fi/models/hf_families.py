@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed_fi.config import RopeConfig
+from distributed_fi.config import ExpertsConfig, RopeConfig
 from distributed_fi.errors import CorruptWeightsError, UnsupportedError
 from distributed_fi.models.hf_fields import NUMBER, Fields
 
@@ -29,7 +29,7 @@ class Family:
 
     model_type: str
     read: Callable[[Fields], dict[str, Any]]
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,6 +86,33 @@ def _qwen_windows(fields: Fields) -> dict[str, Any]:
     first_windowed, num_layers = fields.number("max_window_layers", 28), fields.number("num_hidden_layers")
     default = ["full_attention" if i < first_windowed else "sliding_attention" for i in range(num_layers)]
     return _windows(fields, default, default_window=4096)
+
+
+def _mixtral(fields: Fields) -> dict[str, Any]:
+    experts = ExpertsConfig(
+        num_experts=fields.number("num_local_experts", 8),
+        top_k=fields.number("num_experts_per_tok", 2),
+        intermediate_size=fields.number("intermediate_size"),
+        renormalize=True,
+    )
+    return {"rope": read_rope(fields, 1e6), "sliding_window": fields.number("sliding_window", None), "experts": experts}
+
+
+def _qwen3_moe(fields: Fields) -> dict[str, Any]:
+    num_layers, step = fields.number("num_hidden_layers"), fields.number("decoder_sparse_step", 1)
+    dense = fields.values.get("mlp_only_layers") or []
+    if step < 1 or not isinstance(dense, list):
+        raise CorruptWeightsError(str(fields.path), f"decoder_sparse_step={step} or mlp_only_layers={dense!r} is wrong")
+    experts = ExpertsConfig(
+        # transformers 5 writes the first name, older files have the second.
+        num_experts=fields.number("num_local_experts", fields.number("num_experts", 128)),
+        top_k=fields.number("num_experts_per_tok", 8),
+        intermediate_size=fields.number("moe_intermediate_size", 768),
+        renormalize=fields.flag("norm_topk_prob"),
+        dense_layers=tuple(i for i in range(num_layers) if i in dense or (i + 1) % step != 0),
+    )
+    window = fields.number("sliding_window", 4096) if fields.flag("use_sliding_window") else None
+    return {"has_qk_norm": True, "rope": read_rope(fields), "sliding_window": window, "experts": experts}
 
 
 def _gemma2(fields: Fields) -> dict[str, Any]:
@@ -150,13 +177,15 @@ def _windows(fields: Fields, default: list[str], *, default_window: int) -> dict
     return {"sliding_window": window, "global_layers": full}
 
 
-SILU = {"hidden_act": "silu"}
-GEMMA_SETTINGS = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
+SILU: dict[str, object] = {"hidden_act": "silu"}
+GEMMA_SETTINGS: dict[str, object] = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
 FAMILIES = {
     "LlamaForCausalLM": Family("llama", _llama, SILU),
     "MistralForCausalLM": Family("mistral", _mistral, SILU, {"num_key_value_heads": 8}),
     "Qwen2ForCausalLM": Family("qwen2", _qwen2, SILU),
     "Qwen3ForCausalLM": Family("qwen3", _qwen3, SILU, {"head_dim": 128}),
+    "MixtralForCausalLM": Family("mixtral", _mixtral, SILU, {"num_key_value_heads": 8}),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", _qwen3_moe, SILU),
     "Gemma2ForCausalLM": Family("gemma2", _gemma2, GEMMA_SETTINGS, {"head_dim": 256, "tie_word_embeddings": True}),
     "Gemma3ForCausalLM": Family("gemma3_text", _gemma3, GEMMA_SETTINGS, {"head_dim": 256, "tie_word_embeddings": True}),
 }

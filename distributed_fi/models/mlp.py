@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder layer does after its attention: the gated MLP."""
+"""What a decoder layer does after its attention: one gated MLP, or several of which each token takes some."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from distributed_fi.config import ModelConfig
+from distributed_fi.kernels.activation.gelu_and_mul import gelu_tanh_and_mul
 from distributed_fi.kernels.activation.silu_and_mul import silu_and_mul
 from distributed_fi.kernels.gemm.gemm_nt import gemm_nt
+from distributed_fi.kernels.moe.permute import moe_permute, moe_unpermute, sort_by_expert
+from distributed_fi.kernels.moe.routing import topk_softmax
 
 Mlp = Callable[[Tensor], Tensor]
-
-
-def gelu_tanh_and_mul(input: Tensor) -> Tensor:
-    """GELU, in its tanh form, of the first half of the last dimension times the second half.
-
-    out = a * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3))) / 2 * b,  [a, b] = input
-
-    Args:
-        input: [..., 2 * d], float32, bfloat16 or float16.
-    Returns:
-        [..., d] in input's dtype; computed in float32 and rounded once.
-    """
-    gate, up = input.chunk(2, -1)
-    return F.gelu(gate.float(), approximate="tanh").mul_(up).to(input.dtype)
 
 
 def gated_activation(config: ModelConfig) -> Mlp:
@@ -52,3 +42,40 @@ class DenseMlp:
     def __call__(self, hidden: Tensor) -> Tensor:
         """[T, H] -> [T, H]."""
         return gemm_nt(self.activation(gemm_nt(hidden, self.gate_up)), self.down)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExpertMlp:
+    """The weighted sum of a token's top_k experts, each a gated MLP: this rank's share, yet to be summed.
+
+    Every rank holds its slice of every expert's intermediate size and routes all tokens, alike because the hidden
+    states are the same bit for bit on all ranks.
+
+    Args:
+        router: [E, H], whole.
+        gate_up: [E, 2 I, H], per expert the rank's rows of gate, then of up.
+        down: [E, H, I], the rank's columns.
+        activation: [..., 2 I] -> [..., I].
+        top_k: experts of a token.
+        renormalize: the weights of a token's experts sum to one.
+    Notes: on CUDA the host waits once for the number of each expert's tokens.
+    """
+
+    router: Tensor
+    gate_up: Tensor
+    down: Tensor
+    activation: Mlp
+    top_k: int
+    renormalize: bool
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[T, H] -> [T, H]."""
+        topk_weights, topk_idx = topk_softmax(gemm_nt(hidden, self.router), self.top_k, renormalize=self.renormalize)
+        order = sort_by_expert(topk_idx, len(self.router))
+        rows = moe_permute(hidden, order)  # [T * top_k, H]
+        expert_out = torch.empty_like(rows)
+        for expert, (start, stop) in enumerate(pairwise(order.m_indptr.tolist())):
+            if start < stop:
+                gated = self.activation(gemm_nt(rows[start:stop], self.gate_up[expert]))
+                gemm_nt(gated, self.down[expert], out=expert_out[start:stop])
+        return moe_unpermute(expert_out, order, topk_weights)

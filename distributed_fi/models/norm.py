@@ -5,23 +5,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from distributed_fi.config import ModelConfig
+from distributed_fi.kernels.norm.gemma_rmsnorm import gemma_rmsnorm
 from distributed_fi.kernels.norm.rmsnorm import rmsnorm
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """RMSNorm of the last dimension with one weight.
-
-    out = input / sqrt(mean(input^2) + eps) * weight, or * (1 + weight) where `adds_one`
+    """RMSNorm of the last dimension with one weight: `rmsnorm`, or `gemma_rmsnorm` where `adds_one`.
 
     Args:
         weight: [n], the activations' dtype.
         eps: added to the mean square.
-        adds_one: Gemma's form, whose weights are stored around 0.
+        adds_one: Gemma's form, whose weights are stored as the distance from one.
     """
 
     weight: Tensor
@@ -29,11 +27,8 @@ class Norm:
     adds_one: bool
 
     def __call__(self, input: Tensor) -> Tensor:
-        """The norm of [..., n], in its dtype; computed in float32 and rounded once."""
-        if not self.adds_one:
-            return rmsnorm(input, self.weight, self.eps)
-        # In float32: in bfloat16 the sum would lose most of a small weight.
-        return F.rms_norm(input.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(input.dtype)
+        """The norm of [..., n], in its dtype."""
+        return (gemma_rmsnorm if self.adds_one else rmsnorm)(input, self.weight, self.eps)
 
 
 def make_norm(config: ModelConfig, weight: Tensor) -> Norm:

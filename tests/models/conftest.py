@@ -21,11 +21,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS, QO_HEADS, KV_HEADS, HEAD_DIM = 101, 48, 77, 3, 6, 3, 8
@@ -53,6 +57,8 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
@@ -68,6 +74,7 @@ def make_hf(tmp_path: Path) -> MakeCheckpoint:
         torch.manual_seed(0)
         config_class, model_class = ARCHITECTURES[arch]
         model = model_class(config_class(**{**SHAPE, "attn_implementation": "eager", **settings})).eval()
+        model.config._experts_implementation = "eager"  # grouped products refuse odd sizes
         around = 0.0 if arch.startswith("gemma") else 1.0
         for name, parameter in model.named_parameters():
             # Spread the weights, norms too, so that a swapped or missing one shows in the logits.

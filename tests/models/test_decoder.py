@@ -116,6 +116,7 @@ def theirs(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
 
 GEMMA = {"sliding_window": 4, "query_pre_attn_scalar": 11}
 GEMMA3 = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 19}
 GEMMA3_LINEAR = {
     "full_attention": {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
@@ -140,6 +141,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gemma3": {"arch": "gemma3", **GEMMA, **GEMMA3},
     "gemma3_pattern": {"arch": "gemma3", **GEMMA, "sliding_window_pattern": 2},
+    "mixtral": {"arch": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral_window": {"arch": "mixtral", "num_local_experts": 4, "sliding_window": 4},
+    "qwen3_moe": {"arch": "qwen3_moe", **EXPERTS, "norm_topk_prob": True},
+    "qwen3_moe_dense_layer": {"arch": "qwen3_moe", **EXPERTS, "mlp_only_layers": [1]},
+    "qwen3_moe_every_second": {"arch": "qwen3_moe", **EXPERTS, "decoder_sparse_step": 2},
     "gemma3_linear_rope": {"arch": "gemma3", **GEMMA, **GEMMA3, "rope_parameters": GEMMA3_LINEAR},
 }  # fmt: skip
 
@@ -181,7 +187,7 @@ def test_logits_of_several_ranks_are_those_of_one(make_hf, tp: int, tied: bool) 
         assert all(map(torch.equal, logits, ranks[0]))
 
 
-FAMILIES = ["qwen2_tied", "qwen3", "gemma2", "gemma3"]
+FAMILIES = ["qwen2_tied", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe_dense_layer"]
 
 
 @pytest.mark.parametrize("tp", [2, 3])

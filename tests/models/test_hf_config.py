@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig, LlamaConfig, MistralConfig
 
-from distributed_fi.config import ModelConfig, RopeConfig
+from distributed_fi.config import ExpertsConfig, ModelConfig, RopeConfig
 from distributed_fi.errors import CorruptWeightsError, UnsupportedError
 from distributed_fi.models.hf_config import read_hf_config
 
@@ -40,7 +40,8 @@ LLAMA31_SCALING = {
     "rope_type": "llama3",
 }
 SERVED = (
-    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
+    "MixtralForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
 )
 # google/gemma-3-1b-it's config.json as released, before transformers 5, without what has no meaning here.
 GEMMA3 = {
@@ -189,6 +190,16 @@ def test_layer_types_that_cannot_be_are_named(
 ) -> None:
     with pytest.raises(error, match=problem):
         read(tmp_path, {**GEMMA3, "layer_types": kinds})
+
+
+def test_a_qwen_3_moe_names_its_dense_layers_in_two_ways(tmp_path: Path) -> None:
+    moe = {**LLAMA2, "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 6, "head_dim": 128}
+    moe |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+    config = read(tmp_path, {**moe, "mlp_only_layers": [3], "decoder_sparse_step": 2})
+    assert config.experts == ExpertsConfig(
+        num_experts=128, top_k=8, intermediate_size=768, renormalize=True, dense_layers=(0, 2, 3, 4)
+    )
+    assert [config.has_experts(i) for i in range(6)] == [False, True, False, False, False, True]
 
 
 def test_end_tokens_of_both_files_are_joined(tmp_path: Path) -> None:
