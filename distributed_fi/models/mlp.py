@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.kernels.activation.gelu_and_mul import gelu_tanh_and_mul
 from distributed_fi.kernels.activation.silu_and_mul import silu_and_mul
 from distributed_fi.kernels.gemm.gemm_nt import gemm_nt
+from distributed_fi.kernels.gemm.grouped_gemm import grouped_gemm_nt
 from distributed_fi.kernels.moe.permute import moe_permute, moe_unpermute, sort_by_expert
 from distributed_fi.kernels.moe.routing import topk_softmax
 
@@ -72,10 +71,6 @@ class ExpertMlp:
         """[T, H] -> [T, H]."""
         topk_weights, topk_idx = topk_softmax(gemm_nt(hidden, self.router), self.top_k, renormalize=self.renormalize)
         order = sort_by_expert(topk_idx, len(self.router))
-        rows = moe_permute(hidden, order)  # [T * top_k, H]
-        expert_out = torch.empty_like(rows)
-        for expert, (start, stop) in enumerate(pairwise(order.m_indptr.tolist())):
-            if start < stop:
-                gated = self.activation(gemm_nt(rows[start:stop], self.gate_up[expert]))
-                gemm_nt(gated, self.down[expert], out=expert_out[start:stop])
-        return moe_unpermute(expert_out, order, topk_weights)
+        m_indptr = order.m_indptr.cpu()
+        gate_up = grouped_gemm_nt(moe_permute(hidden, order), self.gate_up, m_indptr)  # [T * top_k, 2 I]
+        return moe_unpermute(grouped_gemm_nt(self.activation(gate_up), self.down, m_indptr), order, topk_weights)

@@ -116,7 +116,8 @@ def theirs(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
 
 GEMMA = {"sliding_window": 4, "query_pre_attn_scalar": 11}
 GEMMA3 = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 19}
+MIXTRAL = {"num_local_experts": 4, "shard_size": "1GB"}
+EXPERTS = {"shard_size": "1GB", "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 19}
 GEMMA3_LINEAR = {
     "full_attention": {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
@@ -141,8 +142,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gemma3": {"arch": "gemma3", **GEMMA, **GEMMA3},
     "gemma3_pattern": {"arch": "gemma3", **GEMMA, "sliding_window_pattern": 2},
-    "mixtral": {"arch": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-    "mixtral_window": {"arch": "mixtral", "num_local_experts": 4, "sliding_window": 4},
+    "mixtral": {"arch": "mixtral", **MIXTRAL},
+    "mixtral_window": {"arch": "mixtral", **MIXTRAL, "sliding_window": 4},
     "qwen3_moe": {"arch": "qwen3_moe", **EXPERTS, "norm_topk_prob": True},
     "qwen3_moe_dense_layer": {"arch": "qwen3_moe", **EXPERTS, "mlp_only_layers": [1]},
     "qwen3_moe_every_second": {"arch": "qwen3_moe", **EXPERTS, "decoder_sparse_step": 2},

@@ -19,8 +19,11 @@ PROMPTS = ((3, 14, 15, 92, 65, 35, 89, 79), (26, 5), (43, 38, 32, 79, 50), (1, 2
 NUM_TOKENS = 12
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3": {"sliding_window": 4, "sliding_window_pattern": 2},
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 19, "mlp_only_layers": [1]},
-}
+    "qwen3_moe": {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 19, "mlp_only_layers": [1],
+        "shard_size": "1GB",
+    },
+}  # fmt: skip
 
 
 @torch.inference_mode()
