@@ -69,22 +69,74 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding: the base, and Llama 3.1's frequency scaling where `scaling` is "llama3"."""
+    """Rotary embedding: the base, and how frequencies are scaled to reach beyond the trained context.
+
+    `original_max_position`, in tokens, counts for "llama3", with its `low_freq_factor` and `high_freq_factor`, and
+    for "yarn", with its `beta_fast` and `beta_slow` (turns within that context), `truncate` (whole dimensions
+    only) and `attention_factor` (multiplies cosines and sines; None: 0.1 ln(factor) + 1).
+    """
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """The experts that stand in the place of the MLP: each token takes the `top_k` its router scores highest.
+
+    Args:
+        num_experts: in each layer.
+        top_k: experts of a token.
+        intermediate_size: of one expert.
+        renormalize: the weights of a token's experts, a softmax over all experts, are divided by their sum.
+        dense_layers: layers that have an MLP nevertheless.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    renormalize: bool = True
+    dense_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "intermediate_size"):
+            size = getattr(self, name)
+            check_range(f"experts.{name}", size, "an integer >= 1", _is_int(size) and size >= 1)
+        k_ok = _is_int(self.top_k) and 1 <= self.top_k <= self.num_experts
+        check_range("experts.top_k", self.top_k, f"an integer in [1, num_experts={self.num_experts}]", k_ok)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a decoder-only model of the Llama family.
+    """The shape of a decoder-only model: Llama's, and what its relatives do differently.
 
-    `eos_token_ids` end a request; `sliding_window` is the number of tokens a query sees, itself
-    included (None: all); `dtype` is the checkpoint's.
+    Args:
+        architecture: the class's name in config.json, such as "LlamaForCausalLM".
+        intermediate_size: of the gated MLP.
+        rope: rotary embedding, of all layers but those of `local_rope`.
+        local_rope: of the layers with a sliding window; None: they share `rope`.
+        sliding_window: tokens that a query sees, itself included; None: all.
+        global_layers: layers that see all tokens nevertheless.
+        has_qkv_bias: the query, key and value projections add a bias.
+        has_qk_norm: each head of queries and keys is normalised before the rotary embedding.
+        has_out_norms: what attention and MLP give is normalised before it joins the residual (four norms a layer).
+        norm_adds_one: norms multiply by 1 + weight.
+        activation: of the MLP's gate.
+        query_scale: what logits of attention are multiplied by; None is 1 / sqrt(head_dim).
+        attention_soft_cap: c bounds the logits x of attention as c * tanh(x / c); None: no bound.
+        logit_soft_cap: the same for the logits of the vocabulary.
+        embedding_scale: what embeddings are multiplied by.
+        experts: those of a mixture-of-experts model.
+        eos_token_ids: tokens that end a request.
+        dtype: the checkpoint's.
     """
 
     architecture: str
@@ -98,8 +150,20 @@ class ModelConfig:
     max_position: int
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
+    local_rope: RopeConfig | None = None
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
+    global_layers: tuple[int, ...] = ()
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    has_out_norms: bool = False
+    norm_adds_one: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scale: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    embedding_scale: float = 1.0
+    experts: ExpertsConfig | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -111,6 +175,23 @@ class ModelConfig:
             check_range(name, size, "an integer >= 1", _is_int(size) and size >= 1)
         grouped = self.num_qo_heads % self.num_kv_heads == 0
         check_range("num_qo_heads", self.num_qo_heads, f"a multiple of num_kv_heads={self.num_kv_heads}", grouped)
+        window = self.sliding_window
+        check_range("sliding_window", window, "an integer >= 1, or None", window is None or window >= 1)
+        for name in ("query_scale", "attention_soft_cap", "logit_soft_cap"):
+            value = getattr(self, name)
+            check_range(name, value, "a number > 0, or None", value is None or (_is_finite(value) and value > 0))
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether the layer's queries see a sliding window only."""
+        return self.sliding_window is not None and layer not in self.global_layers
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether experts stand in the place of the layer's MLP."""
+        return self.experts is not None and layer not in self.experts.dense_layers
+
+    def rope_of(self, layer: int) -> RopeConfig:
+        """The rotary embedding of one layer."""
+        return self.local_rope if self.local_rope is not None and self.is_windowed(layer) else self.rope
 
 
 @dataclass(frozen=True, kw_only=True)

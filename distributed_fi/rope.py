@@ -7,7 +7,7 @@ from distributed_fi.kernels.rope.cos_sin_cache import (
     apply_rope_with_cos_sin_cache,
     apply_rope_with_cos_sin_cache_inplace,
 )
-from distributed_fi.kernels.rope.frequencies import make_cos_sin_cache, rope_frequencies
+from distributed_fi.kernels.rope.frequencies import make_cos_sin_cache, rope_frequencies, yarn_mscale
 from distributed_fi.kernels.rope.rope import (
     apply_llama31_rope_pos_ids,
     apply_llama31_rope_pos_ids_inplace,
@@ -34,4 +34,5 @@ __all__ = [
     "apply_rope_with_cos_sin_cache_inplace",
     "make_cos_sin_cache",
     "rope_frequencies",
+    "yarn_mscale",
 ]

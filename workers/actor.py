@@ -14,7 +14,7 @@ from distributed_fi.comm.group import Group
 from distributed_fi.config import EngineConfig
 from distributed_fi.errors import PlanError
 from distributed_fi.mesh import MeshCoord
-from distributed_fi.models.llama import LlamaModel, load_model
+from distributed_fi.models.decoder import DecoderModel, load_model
 from distributed_fi.models.loaders.open import open_checkpoint
 from distributed_fi.plan.sharding import shard_model
 from distributed_fi.workers.rank import serve
@@ -76,7 +76,7 @@ class RankActor:
         """Read this rank's slice of the weights; returns the device memory free for KV pages, in bytes."""
         checkpoint = open_checkpoint(self.config.model, self.config.load_format, seed=self.config.seed)
         shard = shard_model(checkpoint.config, self.config.mesh, self.coord.rank)
-        self.model: LlamaModel = load_model(
+        self.model: DecoderModel = load_model(
             checkpoint,
             shard,
             self.group,

@@ -10,7 +10,7 @@ from distributed_fi.kernels.attention.batch_attention import BatchAttention
 from distributed_fi.kernels.kv_cache.append import plan_append
 from distributed_fi.kernels.sampling.logits_pipe import LogitsPipe
 from distributed_fi.kernels.sampling.processors import MinP, Sample, Softmax, Temperature, TopK, TopP
-from distributed_fi.models.llama import LlamaModel
+from distributed_fi.models.decoder import DecoderModel
 from distributed_fi.plan.layout import StepPlan
 
 
@@ -24,7 +24,7 @@ class Runner:
             to the coordinator.
     """
 
-    def __init__(self, model: LlamaModel, *, page_size: int, num_pages: int, max_num_seqs: int):
+    def __init__(self, model: DecoderModel, *, page_size: int, num_pages: int, max_num_seqs: int):
         self.model, self.page_size, self.num_pages = model, page_size, num_pages
         shape = model.kv_cache_shape(num_pages, page_size)
         # Not cleared: attention reads no slot that was not written, and touching pages costs a CPU 1 s per GB.
@@ -35,7 +35,9 @@ class Runner:
             )
             for _ in range(model.config.num_layers)
         ]
-        self.attention = BatchAttention(kv_layout="NHD", device=model.device)
+        self.attentions = {
+            window_left: BatchAttention(kv_layout="NHD", device=model.device) for window_left in model.windows
+        }
         self.sampler = LogitsPipe([Temperature(), TopK(), Softmax(), TopP(), MinP(), Sample()])
         self.last_tokens = torch.zeros(max_num_seqs, dtype=torch.int32, device=model.device)
 
@@ -69,21 +71,24 @@ class Runner:
             num_pages=self.num_pages,
             device=model.device,
         )
-        self.attention.plan(
-            plan.qo_indptr,
-            plan.kv_lens,
-            plan.kv_page_indices,
-            len(model.shard.heads.qo),
-            len(model.shard.heads.kv),
-            model.config.head_dim,
-            model.config.head_dim,
-            dtype_q=model.dtype,
-            page_size=self.page_size,
-            causal=True,
-            window_left=model.window_left,
-        )
+        for window_left, attention in self.attentions.items():
+            attention.plan(
+                plan.qo_indptr,
+                plan.kv_lens,
+                plan.kv_page_indices,
+                len(model.shard.heads.qo),
+                len(model.shard.heads.kv),
+                model.config.head_dim,
+                model.config.head_dim,
+                dtype_q=model.dtype,
+                page_size=self.page_size,
+                causal=True,
+                window_left=window_left,
+                sm_scale=model.config.query_scale,
+                logits_soft_cap=model.config.attention_soft_cap,
+            )
         positions = self._to_device(plan.positions)
-        return model.forward(token_ids, positions, self.kv_caches, self.attention, slots)
+        return model.forward(token_ids, positions, self.kv_caches, self.attentions, slots)
 
     def _sample(self, plan: StepPlan, rows: torch.Tensor) -> np.ndarray:
         logits = self.model.logits(rows)  # [S, vocab], gathered from all ranks of the replica

@@ -74,7 +74,7 @@ def load_weights(
 
     Args:
         source: an open checkpoint.
-        specs: what to read, from `llama_weight_specs`.
+        specs: what to read, from `weight_specs`.
         dtype: of the parameters; values are converted once, from the checkpoint's.
         device: where they live.
         on_progress: called with (bytes loaded, bytes in all) of the parameters after each slice.
@@ -119,4 +119,4 @@ def check_tensors(
             raise CorruptWeightsError(path, f"{name} is {list(present[name])}, its config says {list(shape)}")
         unknown.discard(name)
     if unknown:
-        raise UnsupportedError("weights", min(unknown), "only the tensors of a Llama model")
+        raise UnsupportedError("weights", min(unknown), "only the tensors of its architecture")

@@ -32,12 +32,13 @@ class HeadShard:
 
 @dataclass(frozen=True)
 class RankShard:
-    """What one tensor-parallel rank owns of a model."""
+    """What one tensor-parallel rank owns of a model; `expert_intermediate` is its part of each expert's."""
 
     tp_rank: int
     heads: HeadShard
     intermediate: Span
     vocab: Span
+    expert_intermediate: Span = Span(0, 0)
 
 
 def split_contiguous(size: int, parts: int) -> list[Span]:
@@ -90,9 +91,13 @@ def shard_model(config: ModelConfig, mesh: Mesh, rank: int) -> RankShard:
     for name in ("intermediate_size", "vocab_size"):
         if getattr(config, name) < mesh.tp:
             raise InvalidArgumentError("tp", mesh.tp, f"at most {name}={getattr(config, name)}")
+    expert_size = 0 if config.experts is None else config.experts.intermediate_size
+    if config.experts is not None and expert_size < mesh.tp:
+        raise InvalidArgumentError("tp", mesh.tp, f"at most {expert_size}, an expert's intermediate size")
     return RankShard(
         tp_rank=tp_rank,
         heads=shard_heads(config.num_qo_heads, config.num_kv_heads, mesh.tp)[tp_rank],
         intermediate=split_contiguous(config.intermediate_size, mesh.tp)[tp_rank],
         vocab=split_contiguous(config.vocab_size, mesh.tp)[tp_rank],
+        expert_intermediate=split_contiguous(expert_size, mesh.tp)[tp_rank],
     )

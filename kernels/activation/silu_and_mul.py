@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distributed_fi.errors import InvalidArgumentError
+from distributed_fi.kernels.activation.arguments import gate_and_up
 from distributed_fi.kernels.check import Dims, check_tensor
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def silu_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
@@ -28,20 +25,9 @@ def silu_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
     Notes: computed in float32 and rounded once. Current stream; graph-capturable; elementwise.
         Shazeer 2020, "GLU Variants Improve Transformer" (SwiGLU).
     """
-    gate, up = _halves(input)
+    gate, up = gate_and_up(input)
     product = F.silu(gate.float()).mul_(up).to(input.dtype)
     if out is None:
         return product
     check_tensor("out", out, product.shape, Dims(), dtype=input.dtype, device=input.device)
     return out.copy_(product)
-
-
-def _halves(input: Tensor) -> tuple[Tensor, Tensor]:
-    if not isinstance(input, Tensor):
-        raise InvalidArgumentError("input", type(input).__name__, "a torch.Tensor")
-    if input.dim() == 0 or input.shape[-1] % 2:
-        raise InvalidArgumentError("input", list(input.shape), "[..., 2 * d], an even last dimension")
-    if input.dtype not in FLOATS:
-        raise InvalidArgumentError("input", str(input.dtype).removeprefix("torch."), "float32, bfloat16 or float16")
-    gate, up = input.chunk(2, -1)
-    return gate, up

@@ -17,3 +17,16 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: floa
     """float64 (norm of the sum, sum)."""
     total = input.double() + residual.double()
     return rmsnorm(total, weight, eps), total
+
+
+def gemma_rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """float64 [..., hidden_size]: the norm times (1 + weight)."""
+    return rmsnorm(input, weight.double() + 1, eps)
+
+
+def layernorm(input: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """float64 [..., hidden_size]: (input - mean) / sqrt(variance + eps) * gamma + beta, the variance over all."""
+    x = input.double()
+    x = x - x.sum(-1, keepdim=True) / x.shape[-1]
+    variance = (x * x).sum(-1, keepdim=True) / x.shape[-1]
+    return x / torch.sqrt(variance + eps) * gamma.double() + beta.double()

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distributed_fi.kernels.check import Dims, check_tensor
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from distributed_fi.kernels.norm.arguments import check_input_and_weight
 
 
 def rmsnorm(input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None) -> Tensor:
@@ -30,7 +29,7 @@ def rmsnorm(input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None
         before it multiplies by the weight, which differs in the last bit of 16-bit types). Current stream;
         graph-capturable; rows are independent. Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     """
-    _check(input, weight)
+    check_input_and_weight(input, weight)
     normed = F.rms_norm(input, weight.shape, weight, eps)
     if out is None:
         return normed
@@ -53,7 +52,7 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: floa
     Notes: s is float32. `residual` receives s rounded to its dtype; the norm is taken of the unrounded s and
         rounded once, as FlashInfer does. Current stream; graph-capturable; rows are independent.
     """
-    _check(input, weight)
+    check_input_and_weight(input, weight)
     if residual.shape != input.shape or residual.dtype != input.dtype or residual.device != input.device:
         check_tensor("residual", residual, input.shape, Dims(), dtype=input.dtype, device=input.device)
     if input.dtype == torch.float32:
@@ -62,21 +61,3 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: floa
     total = residual.float().add_(input)
     residual.copy_(total)
     input.copy_(F.rms_norm(total, weight.shape, weight.float(), eps))
-
-
-def _check(input: Tensor, weight: Tensor) -> None:
-    # The full check costs half of a small norm, and a token runs through 60 norms: look first, explain after.
-    if (
-        isinstance(input, Tensor)
-        and isinstance(weight, Tensor)
-        and input.dtype in FLOATS
-        and input.dtype == weight.dtype
-        and input.dim() > 0
-        and input.shape[-1:] == weight.shape
-        and input.device == weight.device
-    ):
-        return
-    dims = Dims()
-    leading = [f"dim{i}" for i in range(input.dim() - 1)] if isinstance(input, Tensor) else []
-    check_tensor("input", input, (*leading, "hidden_size"), dims, dtype=FLOATS)
-    check_tensor("weight", weight, ("hidden_size",), dims, dtype=input.dtype, device=input.device)

@@ -18,6 +18,8 @@ def frequency(rope: RopeConfig, pair_idx: int, rotary_dim: int) -> float:
         return f
     if rope.scaling == "linear":
         return f / rope.factor
+    if rope.scaling == "yarn":
+        return yarn_frequency(rope, pair_idx, rotary_dim)
     wavelength = 2 * math.pi / f
     if wavelength < rope.original_max_position / rope.high_freq_factor:
         return f
@@ -26,6 +28,25 @@ def frequency(rope: RopeConfig, pair_idx: int, rotary_dim: int) -> float:
     smooth = rope.original_max_position / wavelength - rope.low_freq_factor
     smooth /= rope.high_freq_factor - rope.low_freq_factor
     return (1 - smooth) * f / rope.factor + smooth * f
+
+
+def yarn_frequency(rope: RopeConfig, pair_idx: int, rotary_dim: int) -> float:
+    """Radians per position of one pair, case by case: as trained, slowed down, or between the two."""
+    f = rope.theta ** (-2 * pair_idx / rotary_dim)
+
+    def pair_of(turns: float) -> float:  # theta^(-2 pair / rotary_dim) * original_max_position = 2 pi turns
+        wanted = 2 * math.pi * turns / rope.original_max_position
+        return -rotary_dim / 2 * math.log(wanted, rope.theta)
+
+    fast, slow = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    if pair_idx <= fast:
+        return f
+    if pair_idx >= slow:
+        return f / rope.factor
+    share = (pair_idx - max(fast, 0)) / (slow - max(fast, 0))
+    return (1 - share) * f + share * f / rope.factor
 
 
 def rotate(x: Tensor, positions: Tensor, rope: RopeConfig, rotary_dim: int, interleave: bool) -> Tensor:

@@ -44,15 +44,16 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, An
     return c0, c1, c2, c3
 
 
-def philox_uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """One uniform random number per row, a function of the row's seed and position alone.
+def philox_uniform(seed: Tensor, position: Tensor, *, stream: int = 0) -> Tensor:
+    """One uniform random number per row, a function of the row's seed and position alone, and of the stream.
 
     u = (w + 1/2) / 2^52, w = the upper 52 bits of the first two words of philox4x32 with
-    key = seed (low word, high word) and counter = (position low, position high, 0, 0)
+    key = seed (low word, high word) and counter = (position low, position high, stream, 0)
 
     Args:
         seed: [batch], int64.
         position: [batch], int64 or int32, on seed's device.
+        stream: in [0, 2^32); numbers of different streams are independent. Sampling a token takes stream 0.
     Returns:
         [batch], float64, in (0, 1): neither end occurs.
     Raises:
@@ -63,17 +64,18 @@ def philox_uniform(seed: Tensor, position: Tensor) -> Tensor:
     check_tensor("seed", seed, ("batch",), dims, dtype=torch.int64)
     check_tensor("position", position, ("batch",), dims, dtype=(torch.int64, torch.int32), device=seed.device)
     if seed.device.type != "cpu":
-        return _uniform(*_block(seed, position.long()))
+        return _uniform(*_block(seed, position.long(), stream))
     if len(seed) <= MAX_ROWS_ONE_BY_ONE:
-        rows = [_uniform(*_block(s, p)) for s, p in zip(seed.tolist(), position.tolist(), strict=True)]
+        rows = [_uniform(*_block(s, p, stream)) for s, p in zip(seed.tolist(), position.tolist(), strict=True)]
         return torch.tensor(rows, dtype=torch.float64)
-    return torch.from_numpy(_uniform(*_block(seed.numpy().view(np.uint64), position.long().numpy().view(np.uint64))))
+    words = (seed.numpy().view(np.uint64), position.long().numpy().view(np.uint64))
+    return torch.from_numpy(_uniform(*_block(*words, stream)))
 
 
-def _block(seed: Any, position: Any) -> tuple[Any, Any]:
-    """First two words at counter (position, 0), key seed."""
+def _block(seed: Any, position: Any, stream: int = 0) -> tuple[Any, Any]:
+    """First two words at counter (position, stream), key seed."""
     zero = position & 0
-    words = philox4x32((position & MASK, position >> 32 & MASK, zero, zero), (seed & MASK, seed >> 32 & MASK))
+    words = philox4x32((position & MASK, position >> 32 & MASK, zero + stream, zero), (seed & MASK, seed >> 32 & MASK))
     return words[:2]
 
 

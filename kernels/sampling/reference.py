@@ -54,3 +54,22 @@ def draw(probs: Sequence[float], uniform: float) -> int:
     """First token at which the running sum passes uniform times the total."""
     running = list(accumulate(probs))
     return next(token for token, mass in enumerate(running) if mass > uniform * running[-1])
+
+
+def speculative(
+    draft: Sequence[Sequence[float]],
+    tokens: Sequence[int],
+    target: Sequence[Sequence[float]],
+    accept_u: Sequence[float],
+    draw_u: Sequence[float],
+) -> tuple[list[int], int, int]:
+    """One request's (emitted tokens, drafts that pass on their own, drafts emitted); -1 is no draft."""
+    passes = [
+        token >= 0 and u * draft[i][token] < target[i][token]
+        for i, (token, u) in enumerate(zip(tokens, accept_u, strict=True))
+    ]
+    emitted = passes.index(False) if False in passes else len(passes)
+    rest = target[emitted]
+    if emitted < len(tokens) and tokens[emitted] >= 0:
+        rest = [max(q - p, 0.0) for q, p in zip(rest, draft[emitted], strict=True)]
+    return [*tokens[:emitted], draw(rest, draw_u[emitted])], sum(passes), emitted

@@ -12,7 +12,25 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import quantize
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS, QO_HEADS, KV_HEADS, HEAD_DIM = 101, 48, 77, 3, 6, 3, 8
 SHAPE = {
@@ -34,6 +52,17 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+
 MakeCheckpoint = Callable[..., tuple[Path, PreTrainedModel]]
 
 
@@ -43,14 +72,13 @@ def make_hf(tmp_path: Path) -> MakeCheckpoint:
 
     def make(arch: str = "llama", shard_size: str = "20KB", **settings: Any) -> tuple[Path, PreTrainedModel]:
         torch.manual_seed(0)
-        config_class, model_class = {
-            "llama": (LlamaConfig, LlamaForCausalLM),
-            "mistral": (MistralConfig, MistralForCausalLM),
-        }[arch]
-        model = model_class(config_class(**{**SHAPE, **settings})).eval()
+        config_class, model_class = ARCHITECTURES[arch]
+        model = model_class(config_class(**{**SHAPE, "attn_implementation": "eager", **settings})).eval()
+        model.config._experts_implementation = "eager"  # grouped products refuse odd sizes
+        around = 0.0 if arch.startswith("gemma") else 1.0
         for name, parameter in model.named_parameters():
             # Spread the weights, norms too, so that a swapped or missing one shows in the logits.
-            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
+            torch.nn.init.normal_(parameter, around if "norm" in name else 0.0, 0.2)
         folder = tmp_path / arch
         model.save_pretrained(folder, max_shard_size=shard_size)
         return folder, model

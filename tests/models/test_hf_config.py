@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig, LlamaConfig, MistralConfig
 
-from distributed_fi.config import ModelConfig, RopeConfig
+from distributed_fi.config import ExpertsConfig, ModelConfig, RopeConfig
 from distributed_fi.errors import CorruptWeightsError, UnsupportedError
 from distributed_fi.models.hf_config import read_hf_config
 
@@ -38,6 +38,37 @@ LLAMA31_SCALING = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
+}
+SERVED = (
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
+    "MixtralForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
+)
+# google/gemma-3-1b-it's config.json as released, before transformers 5, without what has no meaning here.
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 262144,
 }
 
 
@@ -110,6 +141,67 @@ def test_a_llama_has_no_sliding_window(tmp_path: Path) -> None:
     assert read(tmp_path, {**LLAMA2, "sliding_window": 4096}).sliding_window is None
 
 
+def test_gemma_3_as_released(tmp_path: Path) -> None:
+    assert read(tmp_path, GEMMA3) == ModelConfig(
+        architecture="Gemma3ForCausalLM",
+        hidden_size=1152,
+        num_layers=26,
+        num_qo_heads=4,
+        num_kv_heads=1,
+        head_dim=256,
+        intermediate_size=6912,
+        vocab_size=262144,
+        max_position=32768,
+        rms_norm_eps=1e-6,
+        rope=RopeConfig(theta=1e6),
+        local_rope=RopeConfig(theta=1e4),
+        tie_word_embeddings=True,
+        sliding_window=512,
+        global_layers=(5, 11, 17, 23),
+        has_qk_norm=True,
+        has_out_norms=True,
+        norm_adds_one=True,
+        activation="gelu_tanh",
+        query_scale=1 / 16,
+        embedding_scale=1152**0.5,
+        bos_token_id=2,
+        eos_token_ids=(1, 106),
+        dtype="bfloat16",
+    )
+
+
+def test_a_qwen_2_ignores_its_window_unless_told_to_use_it(tmp_path: Path) -> None:
+    qwen2 = {**LLAMA2, "architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "max_window_layers": 30}
+    config = read(tmp_path, {**qwen2, "use_sliding_window": False})
+    assert (config.sliding_window, config.global_layers, config.has_qkv_bias) == (None, (), True)
+    config = read(tmp_path, {**qwen2, "use_sliding_window": True})
+    assert (config.sliding_window, config.global_layers) == (8, tuple(range(30)))
+
+
+@pytest.mark.parametrize(
+    "kinds, error, problem",
+    [
+        (["full_attention"], CorruptWeightsError, "layer_types must be a list of 26 names"),
+        (["chunked_attention"] * 26, UnsupportedError, "layer_types: expected full_attention or sliding_attention"),
+    ],
+)
+def test_layer_types_that_cannot_be_are_named(
+    tmp_path: Path, kinds: list[str], error: type[Exception], problem: str
+) -> None:
+    with pytest.raises(error, match=problem):
+        read(tmp_path, {**GEMMA3, "layer_types": kinds})
+
+
+def test_a_qwen_3_moe_names_its_dense_layers_in_two_ways(tmp_path: Path) -> None:
+    moe = {**LLAMA2, "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 6, "head_dim": 128}
+    moe |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+    config = read(tmp_path, {**moe, "mlp_only_layers": [3], "decoder_sparse_step": 2})
+    assert config.experts == ExpertsConfig(
+        num_experts=128, top_k=8, intermediate_size=768, renormalize=True, dense_layers=(0, 2, 3, 4)
+    )
+    assert [config.has_experts(i) for i in range(6)] == [False, True, False, False, False, True]
+
+
 def test_end_tokens_of_both_files_are_joined(tmp_path: Path) -> None:
     GenerationConfig(eos_token_id=[2, 128009]).save_pretrained(tmp_path)
     assert read(tmp_path, LLAMA2).eos_token_ids == (2, 128009)
@@ -173,14 +265,8 @@ def test_a_field_that_cannot_be_is_named(tmp_path: Path, change: dict[str, Any],
             "partial_rotary_factor: expected 1.0, the whole head, got 0.5",
         ),
         ({"torch_dtype": "int8"}, "dtype: expected one of float32, float16, bfloat16, in config.json, got int8"),
-        (
-            {"architectures": ["Qwen2ForCausalLM"]},
-            "architecture: expected one of LlamaForCausalLM, MistralForCausalLM, got Qwen2ForCausalLM",
-        ),
-        (
-            {"architectures": None, "model_type": "gpt2"},
-            "architecture: expected one of LlamaForCausalLM, MistralForCausalLM, got gpt2",
-        ),
+        ({"architectures": ["GPT2LMHeadModel"]}, f"architecture: expected one of {SERVED}, got GPT2LMHeadModel"),
+        ({"architectures": None, "model_type": "gpt2"}, f"architecture: expected one of {SERVED}, got gpt2"),
     ],
 )
 def test_a_setting_that_is_not_served_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distributed_fi.mesh import Mesh
-from distributed_fi.models.llama_weights import llama_weight_specs
+from distributed_fi.models.decoder_weights import weight_specs
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.loaders.open import open_checkpoint
 from distributed_fi.models.weights import WeightSlice, WeightSpec, load_weights
@@ -20,7 +20,7 @@ def shards(checkpoint: Checkpoint, tp: int) -> list[RankShard]:
 
 
 def load(checkpoint: Checkpoint, shard: RankShard, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return load_weights(checkpoint, llama_weight_specs(checkpoint.config, shard), dtype=dtype, device="cpu")
+    return load_weights(checkpoint, weight_specs(checkpoint.config, shard), dtype=dtype, device="cpu")
 
 
 def heads_once(ranks: list[RankShard], parts: list[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -55,7 +55,7 @@ def assemble(checkpoint: Checkpoint, tp: int, head_dim: int, num_layers: int) ->
             "self_attn.k_proj": torch.cat(list(heads_once(ranks, [k for _, k, _ in qkv]))),
             "self_attn.v_proj": torch.cat(list(heads_once(ranks, [v for _, _, v in qkv]))),
             "self_attn.o_proj": join(f"layers.{i}.o", 1),
-            "post_attention_layernorm": loaded[-1][f"layers.{i}.post_norm"],
+            "post_attention_layernorm": loaded[-1][f"layers.{i}.mlp_norm"],
             "mlp.gate_proj": torch.cat([gate for gate, _ in gate_up]),
             "mlp.up_proj": torch.cat([up for _, up in gate_up]),
             "mlp.down_proj": join(f"layers.{i}.down", 1),
@@ -118,7 +118,7 @@ def test_a_rank_of_a_gguf_file_reads_its_rows_and_the_blocks_its_columns_touch(m
 def test_progress_ends_at_the_total(make_hf) -> None:
     folder, _ = make_hf()
     checkpoint = open_checkpoint(str(folder))
-    specs = llama_weight_specs(checkpoint.config, shards(checkpoint, 2)[1])
+    specs = weight_specs(checkpoint.config, shards(checkpoint, 2)[1])
     calls: list[tuple[int, int]] = []
     weights = load_weights(
         checkpoint, specs, dtype=torch.bfloat16, device="cpu", on_progress=lambda *call: calls.append(call)

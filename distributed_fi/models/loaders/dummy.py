@@ -17,7 +17,7 @@ BLOCK_ROWS = 64
 
 
 class DummyCheckpoint(Checkpoint):
-    """Seeded normal weights of standard deviation 0.02; norms are 1.
+    """Seeded normal weights of standard deviation 0.02; norms multiply by 1, biases are 0.
 
     Every block of 64 rows of a tensor has a seed of its own, made of `seed`, the tensor's name and
     the block's number, so a rank draws only the blocks its slice touches, and the whole tensors are the same for
@@ -30,7 +30,8 @@ class DummyCheckpoint(Checkpoint):
 
     def read(self, piece: WeightSlice, out: torch.Tensor) -> None:
         if len(piece.shape) == 1:
-            out.fill_(1.0)
+            is_scale = "norm" in piece.name and not self.config.norm_adds_one
+            out.fill_(1.0 if is_scale else 0.0)
             return
         rows, cols = piece.span_of(0), piece.span_of(1)
         drawn = torch.empty(BLOCK_ROWS, piece.shape[1], device=out.device)

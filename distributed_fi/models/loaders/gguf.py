@@ -13,8 +13,8 @@ from gguf.quants import dequantize
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import UnsupportedError
+from distributed_fi.models.decoder_weights import EMBEDDING, FINAL_NORM, LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.gguf_config import gguf_config
-from distributed_fi.models.llama_weights import EMBEDDING, FINAL_NORM, LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.loaders.gguf_header import GgufTensor, read_gguf_header
 from distributed_fi.models.weights import WeightSlice, check_tensors
@@ -28,18 +28,27 @@ LAYER_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Where a layer has two norms, and where it has four.
+PLAIN_NORM_NAMES = {"post_attention_layernorm": "ffn_norm"}
+OUT_NORM_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+PERMUTED_ARCHITECTURE = "LlamaForCausalLM"
 PERMUTED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
 # Values dequantised at a time, so that temporaries stay in the cache and memory does not grow.
 CHUNK_VALUES = 128 * 1024
 
 
 class GgufCheckpoint(Checkpoint):
-    """A memory-mapped GGUF file of llama architecture.
+    """A memory-mapped GGUF file.
 
     Raises:
         CorruptWeightsError: as `read_gguf_header`; or a tensor or a metadata key is missing or wrong.
@@ -53,16 +62,20 @@ class GgufCheckpoint(Checkpoint):
         for tensor in self._header.tensors.values():
             _check_can_dequantize(tensor)
         super().__init__(path, gguf_config(self._header, self._rope_factors()))
-        expected = ((gguf_name(name), shape) for name, shape in iter_tensor_shapes(self.config))
+        expected = ((gguf_name(name, self.config), shape) for name, shape in iter_tensor_shapes(self.config))
         check_tensors(str(path), expected, {n: t.shape for n, t in self._header.tensors.items() if n != ROPE_FREQS})
 
     def read(self, piece: WeightSlice, out: torch.Tensor) -> None:
-        tensor = self._header.tensors[gguf_name(piece.name)]
+        tensor = self._header.tensors[gguf_name(piece.name, self.config)]
         if len(piece.shape) == 1:
-            out.copy_(torch.from_numpy(self._dequantized(tensor, slice(None), piece.span)[0]))
+            values = self._dequantized(tensor, slice(None), piece.span)[0]
+            # GGUF stores 1 + weight where the model multiplies by that.
+            adds_one = self.config.norm_adds_one and piece.name.endswith("norm.weight")
+            out.copy_(torch.from_numpy(values - 1 if adds_one else values))
             return
         rows, cols = piece.span_of(0), piece.span_of(1)
-        stored_rows = _permuted_rows(rows, self.config.head_dim) if piece.name.endswith(PERMUTED) else None
+        is_permuted = self.config.architecture == PERMUTED_ARCHITECTURE and piece.name.endswith(PERMUTED)
+        stored_rows = _permuted_rows(rows, self.config.head_dim) if is_permuted else None
         chunk_rows = max(1, CHUNK_VALUES // len(cols))
         for start in range(0, len(rows), chunk_rows):
             stop = min(start + chunk_rows, len(rows))
@@ -92,12 +105,14 @@ def read_dummy_config(path: Path) -> ModelConfig:
     return gguf_config(read_gguf_header(path, needs_weights=False))
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, config: ModelConfig) -> str:
     """A tensor's name in GGUF, from its Hugging Face name."""
     if name in GLOBAL_NAMES:
         return GLOBAL_NAMES[name]
     layer, part = name.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{LAYER_NAMES[part.removesuffix('.weight')]}.weight"
+    part, kind = part.rsplit(".", 1)
+    names = LAYER_NAMES | (OUT_NORM_NAMES if config.has_out_norms else PLAIN_NORM_NAMES)
+    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def _permuted_rows(rows: Span, head_dim: int) -> npt.NDArray[np.int64]:

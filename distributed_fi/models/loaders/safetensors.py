@@ -8,13 +8,14 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import CorruptWeightsError, NotFoundError, UnsupportedError
-from distributed_fi.models.llama_weights import LM_HEAD, iter_tensor_shapes
+from distributed_fi.models.decoder_weights import LM_HEAD, iter_tensor_shapes
 from distributed_fi.models.loaders.checkpoint import Checkpoint
 from distributed_fi.models.weights import WeightSlice, check_tensors
 
@@ -44,6 +45,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, config: ModelConfig):
         super().__init__(path, config)
+        self._shards: dict[Path, Any] = {}
         self._tensors = {name: tensor for file in shard_files(path) for name, tensor in read_header(file).items()}
         shapes = {name: t.shape for name, t in self._tensors.items() if not _is_derived(name, config)}
         check_tensors(str(path), iter_tensor_shapes(config), shapes)
@@ -56,12 +58,17 @@ class SafetensorsCheckpoint(Checkpoint):
         stored = self._tensors[piece.name]
         index = (slice(None),) * piece.dim + (slice(piece.span.start, piece.span.stop),)
         try:
-            with safe_open(stored.file, framework="pt", device="cpu") as shard:
-                tensor: torch.Tensor = shard.get_slice(piece.name)[index]
+            tensor: torch.Tensor = self._shard(stored.file).get_slice(piece.name)[index]
         except (SafetensorError, OSError) as error:
             raise CorruptWeightsError(str(stored.file), f"{piece.name} cannot be read: {error}") from error
         self.bytes_read += tensor.numel() * tensor.element_size()
         out.copy_(tensor)
+
+    def _shard(self, file: Path) -> Any:
+        # Kept open: a model with experts reads thousands of slices, and opening parses the header each time.
+        if file not in self._shards:
+            self._shards[file] = safe_open(file, framework="pt", device="cpu")
+        return self._shards[file]
 
 
 def shard_files(folder: Path) -> list[Path]:

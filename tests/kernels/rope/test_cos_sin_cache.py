@@ -141,5 +141,7 @@ def test_wrong_table() -> None:
         make_cos_sin_cache(RopeConfig(), 7, 8)
     with pytest.raises(InvalidArgumentError, match="max_position: expected an integer >= 0, got -1"):
         make_cos_sin_cache(RopeConfig(), 64, -1)
-    with pytest.raises(InvalidArgumentError, match=r"rope.scaling: expected one of none, linear, llama3, got yarn"):
-        make_cos_sin_cache(RopeConfig(scaling="yarn"), 64, 8)  # type: ignore[arg-type]
+    with pytest.raises(
+        InvalidArgumentError, match=r"rope.scaling: expected one of none, linear, llama3, yarn, got ntk"
+    ):
+        make_cos_sin_cache(RopeConfig(scaling="ntk"), 64, 8)  # type: ignore[arg-type]

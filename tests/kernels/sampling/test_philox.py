@@ -50,6 +50,18 @@ def test_uniform_depends_on_seed_and_position_alone() -> None:
     assert torch.equal(many, u.repeat(50))
 
 
+@pytest.mark.parametrize("batch", [3, 40])  # row by row, and all at once
+def test_streams_are_counted_in_the_third_word(batch: int) -> None:
+    seed, position = torch.arange(batch) + 2**33, torch.arange(batch) * 2**31
+    for stream in (0, 2):
+        words = [
+            philox4x32((p & 0xFFFFFFFF, p >> 32, stream, 0), (s & 0xFFFFFFFF, s >> 32))
+            for s, p in zip(seed.tolist(), position.tolist(), strict=True)
+        ]
+        expected = [((w[0] << 20 | w[1] >> 12) + 0.5) / 2**52 for w in words]
+        assert philox_uniform(seed, position, stream=stream).tolist() == expected
+
+
 def test_uniform_covers_the_open_interval_evenly() -> None:
     n = 1 << 16
     u = philox_uniform(torch.full((n,), 42), torch.arange(n))

@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from distributed_fi.errors import CorruptWeightsError, UnsupportedError
-from distributed_fi.models.llama_weights import iter_tensor_shapes
+from distributed_fi.models.decoder_weights import iter_tensor_shapes
 from distributed_fi.models.loaders.gguf import GgufCheckpoint
 from distributed_fi.models.loaders.gguf_header import read_gguf_header
 from distributed_fi.models.loaders.open import open_checkpoint
@@ -105,5 +105,5 @@ def test_a_tensor_of_another_shape_is_named_with_both(make_gguf) -> None:
 
 def test_a_bias_is_refused(make_gguf) -> None:
     path, _ = make_gguf(extra={"blk.0.attn_q.bias": np.zeros(64, dtype=np.float32)})
-    with pytest.raises(UnsupportedError, match=r"only the tensors of a Llama model, got blk\.0\.attn_q\.bias"):
+    with pytest.raises(UnsupportedError, match=r"only the tensors of its architecture, got blk\.0\.attn_q\.bias"):
         open_checkpoint(str(path))

@@ -134,7 +134,7 @@ def test_a_tensor_the_model_would_leave_out_is_refused(make_hf) -> None:
     folder, _ = make_hf(shard_size="1GB")
     bias = "model.layers.0.self_attn.q_proj.bias"
     rewrite(folder, lambda tensors: tensors.update({bias: torch.zeros(48)}))
-    with pytest.raises(UnsupportedError, match=f"weights: expected only the tensors of a Llama model, got {bias}"):
+    with pytest.raises(UnsupportedError, match=f"weights: expected only the tensors of its architecture, got {bias}"):
         open_checkpoint(str(folder))
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Llama family, one tensor-parallel rank of it: Llama 2 and 3, Mistral, SmolLM2."""
+"""A decoder-only transformer, one tensor-parallel rank of it; its config chooses the parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor
 from distributed_fi.comm.group import Group
 from distributed_fi.config import ModelConfig
 from distributed_fi.errors import InvalidArgumentError
-from distributed_fi.kernels.activation.silu_and_mul import silu_and_mul
 from distributed_fi.kernels.gemm.gemm_nt import gemm_nt
 from distributed_fi.kernels.kv_cache.append import append_with_slots
-from distributed_fi.kernels.norm.rmsnorm import rmsnorm
 from distributed_fi.kernels.rope.cos_sin_cache import apply_rope_with_cos_sin_cache_inplace
 from distributed_fi.kernels.rope.frequencies import make_cos_sin_cache
-from distributed_fi.models.llama_weights import llama_weight_specs
+from distributed_fi.models.decoder_layer import DecoderLayer, make_layer
+from distributed_fi.models.decoder_weights import weight_specs
 from distributed_fi.models.loaders.checkpoint import Checkpoint
+from distributed_fi.models.norm import Norm, make_norm
 from distributed_fi.models.weights import OnProgress, load_weights
 from distributed_fi.plan.sharding import RankShard, split_contiguous
 
@@ -30,32 +29,23 @@ if TYPE_CHECKING:
 KVCache = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class LlamaLayer:
-    """Weights of one layer on one rank, [out features, in features]; names as in `llama_weight_specs`."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    o: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-
-class LlamaModel:
-    """One rank's shard of a Llama model.
+class DecoderModel:
+    """One rank's shard of a model of the Llama family or its relatives.
 
     Queries, keys, values, gate and up are split by output features, o and down by input features, the
     embedding and the LM head by vocabulary rows. Two sums over the group a layer, each fused with the
-    residual addition and the norm that follows it.
+    residual addition and the norm that follows it, where nothing stands between them.
 
     Args:
         config: the whole model's shape.
         shard: what this rank owns of it.
-        weights: this rank's parameters, from `load_weights` of `llama_weight_specs`.
+        weights: this rank's parameters, from `load_weights` of `weight_specs`.
         group: the ranks of the tensor-parallel group, in the order of their shards.
         dtype, device: of weights, activations and KV cache.
         max_position: positions that will be asked for, at most the model's own.
+    Attributes:
+        windows: tokens before itself that a query sees, -1 for all: the distinct values over the layers. A step
+            needs one attention plan for each.
     Raises:
         InvalidArgumentError: max_position is beyond the model's context.
     """
@@ -76,16 +66,16 @@ class LlamaModel:
         self.config, self.shard, self.group = config, shard, group
         self.dtype, self.device = dtype, torch.device(device)
         self.embed_tokens = weights["embed_tokens"]
-        self.layers = [_layer(weights, i) for i in range(config.num_layers)]
-        self.norm = weights["norm"]
+        # Rounded to dtype first, as the models were trained.
+        self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
+        self.norm = make_norm(config, weights["norm"])
         self.lm_head = self.embed_tokens if config.tie_word_embeddings else weights["lm_head"]
         self.vocab_sizes = [len(span) for span in split_contiguous(config.vocab_size, group.world_size)]
-        self.cos_sin_cache = make_cos_sin_cache(config.rope, config.head_dim, max_position, device=self.device)
-
-    @property
-    def window_left(self) -> int:
-        """Tokens before itself that a query sees, -1 for all: what the attention planner is told."""
-        return -1 if self.config.sliding_window is None else self.config.sliding_window - 1
+        ropes = dict.fromkeys(config.rope_of(i) for i in range(config.num_layers))
+        caches = {rope: make_cos_sin_cache(rope, config.head_dim, max_position, device=self.device) for rope in ropes}
+        self.layers = [make_layer(config, weights, i, caches[config.rope_of(i)]) for i in range(config.num_layers)]
+        self.next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
+        self.windows = tuple(dict.fromkeys(layer.window_left for layer in self.layers))
 
     def kv_cache_shape(self, num_pages: int, page_size: int) -> tuple[int, int, int, int]:
         """Shape, NHD, of the keys, and of the values, of each layer's cache on this rank."""
@@ -96,7 +86,7 @@ class LlamaModel:
         token_ids: Tensor,
         positions: Tensor,
         kv_caches: Sequence[KVCache],
-        attention: BatchAttention,
+        attentions: Mapping[int, BatchAttention],
         slots: Tensor,
     ) -> Tensor:
         """Final hidden states of a ragged batch; its keys and values join the cache.
@@ -105,30 +95,31 @@ class LlamaModel:
             token_ids: [T], int32 or int64, in the vocabulary.
             positions: [T], int32 or int64, below max_position.
             kv_caches: per layer (keys, values), each of `kv_cache_shape`.
-            attention: planned for this batch, the new tokens counted in its KV lengths.
+            attentions: for each of `windows` one that is planned for this batch with that window_left, the new
+                tokens counted in its KV lengths, and with the config's query_scale and attention_soft_cap.
             slots: [T], where in the cache each token goes, from `plan_append`.
         Returns:
             [T, hidden_size] after the final norm, the same on every rank.
         Notes: current stream; allocates activations; one collective for the embedding, two a layer.
         """
         residual = self.embed(token_ids)  # [T, H]
-        hidden = rmsnorm(residual, self.layers[0].input_norm, self.config.rms_norm_eps)
-        next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
-        for layer, next_norm, kv_cache in zip(self.layers, next_norms, kv_caches, strict=True):
-            partial = self._attention(layer, hidden, positions, kv_cache, attention, slots)
-            hidden = self._sum_add_norm(partial, residual, layer.post_norm)
-            partial = gemm_nt(silu_and_mul(gemm_nt(hidden, layer.gate_up)), layer.down)
-            hidden = self._sum_add_norm(partial, residual, next_norm)
+        hidden = self.layers[0].input_norm(residual)
+        for layer, next_norm, kv_cache in zip(self.layers, self.next_norms, kv_caches, strict=True):
+            partial = self._attention(layer, hidden, positions, kv_cache, attentions[layer.window_left], slots)
+            hidden = self._sum_add_norm(partial, residual, layer.attention_out_norm, layer.mlp_norm)
+            hidden = self._sum_add_norm(layer.mlp(hidden), residual, layer.mlp_out_norm, next_norm)
         return hidden
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden_size]: each rank looks up the tokens it owns, the sum has them all."""
         if self.group.world_size == 1:
-            return self.embed_tokens[token_ids]
-        local = token_ids - self.shard.vocab.start
-        is_foreign = (local < 0) | (local >= len(self.shard.vocab))
-        rows = self.embed_tokens[local.masked_fill(is_foreign, 0)]
-        return self.group.all_reduce(rows.masked_fill_(is_foreign[:, None], 0), out=rows)
+            rows = self.embed_tokens[token_ids]
+        else:
+            local = token_ids - self.shard.vocab.start
+            is_foreign = (local < 0) | (local >= len(self.shard.vocab))
+            rows = self.embed_tokens[local.masked_fill(is_foreign, 0)]
+            rows = self.group.all_reduce(rows.masked_fill_(is_foreign[:, None], 0), out=rows)
+        return rows if self.embedding_scale == 1 else rows.mul_(self.embedding_scale)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [S, hidden_size], gathered from all ranks: [S, vocab_size], float32."""
@@ -142,11 +133,12 @@ class LlamaModel:
         """Every rank's logits side by side, [S, vocab_size], float32."""
         if self.group.world_size > 1:
             local_logits = self.group.all_gather(local_logits, dim=1, sizes=self.vocab_sizes)
-        return local_logits.float()
+        logits, cap = local_logits.float(), self.config.logit_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _attention(
         self,
-        layer: LlamaLayer,
+        layer: DecoderLayer,
         hidden: Tensor,
         positions: Tensor,
         kv_cache: KVCache,
@@ -155,20 +147,28 @@ class LlamaModel:
     ) -> Tensor:
         """This rank's heads' share of the attention output, [T, H], yet to be summed over the group."""
         heads, head_dim = self.shard.heads, self.config.head_dim
-        qkv = gemm_nt(hidden, layer.qkv)  # [T, (Hq + 2 Hkv) * D]
+        qkv = gemm_nt(hidden, layer.qkv, bias=layer.qkv_bias)  # [T, (Hq + 2 Hkv) * D]
         qkv = qkv.view(len(hidden), len(heads.qo) + 2 * len(heads.kv), head_dim)
         q, k, v = qkv.split([len(heads.qo), len(heads.kv), len(heads.kv)], dim=1)  # views [T, heads, D]
-        apply_rope_with_cos_sin_cache_inplace(positions, q, k, head_dim, self.cos_sin_cache)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = layer.q_norm(q), layer.k_norm(k)
+        apply_rope_with_cos_sin_cache_inplace(positions, q, k, head_dim, layer.cos_sin_cache)
         append_with_slots(k, v, slots, kv_cache, kv_layout="NHD")
         out, _ = attention.run(q, kv_cache)  # [T, Hq, D]
         return gemm_nt(out.reshape(len(hidden), len(heads.qo) * head_dim), layer.o)
 
-    def _sum_add_norm(self, partial: Tensor, residual: Tensor, norm: Tensor) -> Tensor:
-        """Add the sum of all ranks' partials to the residual, in place; the norm of that, in partial's memory."""
-        eps = self.config.rms_norm_eps
-        return self.group.all_reduce_residual_rmsnorm(
-            partial, residual, norm, eps, norm_out=partial, residual_out=residual
-        )[0]
+    def _sum_add_norm(self, partial: Tensor, residual: Tensor, out_norm: Norm | None, norm: Norm) -> Tensor:
+        """Add the sum of all ranks' partials, normalised where a norm says so, to the residual; the norm of that.
+
+        The residual changes in place; partial's memory is used up.
+        """
+        if out_norm is None and not norm.adds_one:
+            return self.group.all_reduce_residual_rmsnorm(
+                partial, residual, norm.weight, norm.eps, norm_out=partial, residual_out=residual
+            )[0]
+        total = self.group.all_reduce(partial, out=partial) if self.group.world_size > 1 else partial
+        residual.add_(total if out_norm is None else out_norm(total))
+        return norm(residual)
 
 
 def load_model(
@@ -180,19 +180,14 @@ def load_model(
     device: torch.device | str,
     max_position: int,
     on_progress: OnProgress | None = None,
-) -> LlamaModel:
+) -> DecoderModel:
     """Read one rank's slice of a checkpoint and make a model of it.
 
     Args:
         checkpoint: from `open_checkpoint`.
-        shard, group, dtype, device, max_position: as for `LlamaModel`.
+        shard, group, dtype, device, max_position: as for `DecoderModel`.
         on_progress: called with (bytes loaded, bytes in all) of this rank's parameters.
     """
-    specs = llama_weight_specs(checkpoint.config, shard)
+    specs = weight_specs(checkpoint.config, shard)
     weights = load_weights(checkpoint, specs, dtype=dtype, device=device, on_progress=on_progress)
-    return LlamaModel(checkpoint.config, shard, weights, group, dtype=dtype, device=device, max_position=max_position)
-
-
-def _layer(weights: Mapping[str, Tensor], i: int) -> LlamaLayer:
-    names = LlamaLayer.__dataclass_fields__
-    return LlamaLayer(**{name: weights[f"layers.{i}.{name}"] for name in names})
+    return DecoderModel(checkpoint.config, shard, weights, group, dtype=dtype, device=device, max_position=max_position)
