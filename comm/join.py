@@ -118,8 +118,7 @@ def _sign_in(store: Store, member: Member, deadline: Deadline) -> Store:
     """Meet the other ranks in one generation of the group, made by rank 0; a failed attempt uses up its own."""
     base = PrefixStore(f"distributed_fi/{member.name}", store)
     if member.rank == 0:
-        generation = base.add("generation", 1)
-        prefixed = PrefixStore(str(generation), base)
+        prefixed: Store = PrefixStore(str(base.add("generation", 1)), base)
         prefixed.set("member0", f"{uuid4().hex} {member.terms}")
         roll = _call_roll(prefixed, member, deadline)
     else:

@@ -21,7 +21,7 @@ with group_from_torchrun(timeout_s=60) as world, group_from_torchrun(timeout_s=6
 FAILS_AT_FIRST = """
 import os, sys, time
 
-# Rank 1 ends when rank 0 has begun to join, and only then.
+# Rank 1 ends while rank 0, which has imported torch by then, waits for it.
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
     time.sleep(3)
     sys.exit(1)
