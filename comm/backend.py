@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from distributed_fi.comm.deadline import Deadline, wait_for_event
 from distributed_fi.comm.fingerprint import Call
-from distributed_fi.errors import CollectiveTimeoutError
+from distributed_fi.errors import CollectiveError, CollectiveTimeoutError
 
 
 class Backend(Protocol):
@@ -19,7 +20,8 @@ class Backend(Protocol):
     (all_reduce: any shape).
 
     The two sums take typed tensors and counts in elements; the four that only move data take uint8 views
-    and counts in bytes, so that every dtype can travel. `counts` has one entry per rank.
+    and counts in bytes, so that every dtype can travel. `counts` has one entry per rank. Called in inference
+    mode, in which all tensors can be written, those made in inference mode as well as those that require grad.
 
     Raises (all): CollectiveError, CollectiveTimeoutError.
     """
@@ -88,9 +90,11 @@ class LocalBackend:
     def synchronize(self, call: Call, timeout_s: float) -> None:
         if self._device.type != "cuda":
             return
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        if not wait_for_event(event, Deadline(timeout_s)):
+        with device_errors(0, call, self._group_name):
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+            is_done = wait_for_event(event, Deadline(timeout_s))
+        if not is_done:
             problem = f"group {self._group_name!r}: the stream has not ended {call} within {timeout_s:g} s"
             raise CollectiveTimeoutError(0, "synchronize", call.seq, problem)
 
@@ -99,3 +103,12 @@ class LocalBackend:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+@contextmanager
+def device_errors(rank: int, call: Call, group_name: str) -> Iterator[None]:
+    """Turn a CUDA error of earlier work, which cudaEventQuery reports, into synchronize's CollectiveError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CollectiveError(rank, "synchronize", call.seq, f"group {group_name!r}: {error}") from error

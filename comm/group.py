@@ -17,13 +17,14 @@ from distributed_fi.comm.backend import Backend, LocalBackend
 from distributed_fi.comm.deadline import check_timeout
 from distributed_fi.comm.fingerprint import DTYPES, Call, sizes_digest
 from distributed_fi.comm.operand import (
-    NORM_DTYPES,
     SUM_DTYPES,
     agreed_shape,
     byte_view,
+    check_norm_operands,
     check_operand,
     check_sum,
     contiguous_target,
+    delivered,
     dim_index,
     even_rows,
     output_like,
@@ -31,7 +32,6 @@ from distributed_fi.comm.operand import (
 )
 from distributed_fi.comm.store_check import StoreCheck
 from distributed_fi.errors import CollectiveError, InvalidArgumentError
-from distributed_fi.kernels.check import Dims, check_tensor
 from distributed_fi.kernels.norm.rmsnorm import fused_add_rmsnorm
 
 
@@ -50,8 +50,11 @@ class Group:
     Sums are in NCCL's order and precision: the same on all ranks, but not the rank order. synchronize() waits
     for the stream with a deadline. With check=True the calls are compared on the host first (0.5 ms each).
 
-    Every wait is bounded by timeout_s. After a failure the group is broken: each later call raises at once
-    with the first cause. An InvalidArgumentError does not break it: nothing was sent. One thread at a time.
+    timeout_s bounds joining and, on the CPU, every call. On CUDA it bounds barrier and synchronize only: the
+    other calls do not wait, and a hung one shows there. After a failure the group is broken: each later call
+    raises at once with the first cause. An InvalidArgumentError does not break it: nothing was sent. One thread
+    at a time. No call is differentiable: inputs that require grad are read, results never do. Inference mode and
+    grad mode may change from call to call.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Group:
                 with the name, so that several groups, and several of one name one after the other, share a store.
             rank: in [0, world_size).
             device: cpu (gloo) or one CUDA device (NCCL).
-            timeout_s: bound of joining and of every call, seconds.
+            timeout_s: bound of joining and of every call that waits (see the class), seconds.
             host: address on which this rank listens for its peers (gloo). None: loopback where the store is on
                 loopback, else gloo's choice (GLOO_SOCKET_IFNAME, or the host name's address).
             check: compare calls on the host before they are issued (CUDA; the CPU always compares).
@@ -157,12 +160,10 @@ class Group:
             CollectiveError, CollectiveTimeoutError: see the class.
         """
         check_operand(x, SUM_DTYPES, self.device)
-        result = (
-            torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else output_like(x, out, x.shape)
-        )
+        result = output_like(x, out, x.shape, may_be_x=True)
         target = contiguous_target(result)
         self._run("all_reduce", x.dtype, x.shape, 0, self._backend.all_reduce, x.contiguous(), target)
-        return result if target is result else result.copy_(target)
+        return delivered(result, target)
 
     def all_gather(
         self, x: Tensor, *, dim: int = 0, sizes: Sequence[int] | None = None, out: Tensor | None = None
@@ -197,7 +198,9 @@ class Group:
         if is_joined:
             return result
         parts = staging.split([prod(shape) for shape in shapes])
-        return torch.cat([p.view(shape) for p, shape in zip(parts, shapes, strict=True)], axis, out=result)
+        with torch.inference_mode():
+            torch.cat([p.view(shape) for p, shape in zip(parts, shapes, strict=True)], axis, out=result)
+        return result
 
     def reduce_scatter(self, x: Tensor, *, sizes: Sequence[int] | None = None, out: Tensor | None = None) -> Tensor:
         """Sum over the ranks, of which each rank gets its rows.
@@ -223,7 +226,7 @@ class Group:
         digest = 0 if sizes is None else sizes_digest(sizes)
         flat = (x.contiguous().view(-1), target.view(-1), counts)
         self._run("reduce_scatter", x.dtype, x.shape, digest, self._backend.reduce_scatter, *flat)
-        return result if target is result else result.copy_(target)
+        return delivered(result, target)
 
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         """Overwrite x with rank src's x, in place.
@@ -239,7 +242,7 @@ class Group:
             raise InvalidArgumentError("src", src, f"a rank in [0, {self.world_size})")
         flat = x if x.is_contiguous() else x.contiguous()
         self._run("broadcast", x.dtype, x.shape, src, self._backend.broadcast, byte_view(flat), src)
-        return x if flat is x else x.copy_(flat)
+        return delivered(x, flat)
 
     def all_to_all(
         self,
@@ -276,7 +279,7 @@ class Group:
         counts = ([n * row_bytes for n in sends], [n * row_bytes for n in recvs])
         agreed = x.shape if send_counts is None else (-1, *x.shape[1:])
         self._run("all_to_all", x.dtype, agreed, 0, self._backend.all_to_all, byte_view(x), byte_view(target), *counts)
-        return result if target is result else result.copy_(target)
+        return delivered(result, target)
 
     def all_reduce_residual_rmsnorm(
         self,
@@ -298,24 +301,19 @@ class Group:
             residual: x's shape and dtype, the same values on all ranks.
             weight: [hidden_size], x's dtype.
             eps: added to the mean square.
-            norm_out: where to write the norm; may be x. None allocates.
-            residual_out: where to write the sum; may be residual. None allocates.
+            norm_out: where to write the norm; may be x, else memory that overlaps no other operand. None allocates.
+            residual_out: where to write the sum; may be residual, else as norm_out. None allocates.
         Returns:
             norm_out and residual_out, both of x's shape and dtype.
         Raises: as all_reduce.
         Notes: the sum over the ranks is rounded to x's dtype before the residual is added.
         """
-        dims = Dims()
-        shape = [f"dim{i}" for i in range(x.dim() - 1)] + ["hidden_size"]
-        check_tensor("x", x, shape, dims, dtype=NORM_DTYPES, device=self.device)
-        check_tensor("residual", residual, shape, dims, dtype=x.dtype, device=self.device)
-        check_tensor("weight", weight, ("hidden_size",), dims, dtype=x.dtype, device=self.device)
-        total = residual.clone() if residual_out is None else residual_out
-        if residual_out is not None and residual_out is not residual:
-            check_tensor("residual_out", residual_out, shape, dims, dtype=x.dtype, device=self.device)
-            residual_out.copy_(residual)
+        device = self.device
+        check_norm_operands(x, residual, weight, norm_out=norm_out, residual_out=residual_out, device=device)
+        total = torch.empty_like(residual.detach()) if residual_out is None else residual_out
         norm = self.all_reduce(x, out=norm_out)
-        fused_add_rmsnorm(norm, total, weight, eps)
+        with torch.inference_mode():
+            fused_add_rmsnorm(norm, delivered(total, residual), weight, eps)
         return norm, total
 
     def barrier(self) -> None:
@@ -376,7 +374,9 @@ class Group:
         try:
             if self._check is not None:
                 self._check.compare(call)
-            collective(call, *args)
+            # One state for all that is kept and written, whatever state of autograd the caller is in.
+            with torch.inference_mode():
+                collective(call, *args)
         except BaseException as error:  # KeyboardInterrupt too: the peers are then one call ahead
             self._break(error)
             raise

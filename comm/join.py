@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch.distributed import PrefixStore, Store
@@ -43,6 +44,11 @@ class Member:
             raise InvalidArgumentError("name", self.name, "a text that is not empty")
         check_timeout(self.timeout_s)
 
+    @property
+    def terms(self) -> str:
+        """What all ranks must have in common, in words."""
+        return f"world_size {self.world_size} on {self.device.type}"
+
     def failure(self, problem: str, kind: type[CollectiveError] = CollectiveError) -> CollectiveError:
         """The error of a rank that could not join."""
         return kind(self.rank, "join", 0, f"group {self.name!r}: {problem}")
@@ -68,13 +74,15 @@ def group_device(device: torch.device | str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if where.index is None else where.index)
 
 
-def connect(store: Store, member: Member, *, host: str | None) -> tuple[Store, Backend]:
+def connect(store: Store, member: Member, *, host: str | None, limit_s: float | None = None) -> tuple[Store, Backend]:
     """Sign in, wait for all, and connect a backend of the group's own.
 
+    Args:
+        limit_s: bound of all this, seconds; None takes the member's, which bounds the backend's calls.
     Returns:
         The store, prefixed for this group, and the backend.
     """
-    deadline = Deadline(member.timeout_s)
+    deadline = Deadline(member.timeout_s if limit_s is None else limit_s)
     try:
         prefixed = _sign_in(store, member, deadline)
         return prefixed, _own_backend(prefixed, member, host or _loopback_of(store), deadline)
@@ -107,27 +115,70 @@ def adopt(process_group: Any, member: Member) -> Backend:
 
 
 def _sign_in(store: Store, member: Member, deadline: Deadline) -> Store:
-    """Leave this rank's key, wait for the others', compare."""
-    # The n-th group of a name meets under the n-th prefix, so that no key of an earlier one is seen.
-    generation = store.add(f"distributed_fi/{member.name}/rank{member.rank}", 1)
-    prefixed = PrefixStore(f"distributed_fi/{member.name}/{generation}", store)
-    mine = f"world_size {member.world_size} on {member.device.type}"
-    prefixed.set(f"member{member.rank}", mine)
-    missing = list(range(member.world_size))
-
-    def all_there() -> bool:
-        while missing and prefixed.check([f"member{missing[0]}"]):
-            missing.pop(0)
-        return not missing
-
-    if not deadline.poll(all_there, every_s=_POLL_S):
-        late = [r for r in missing if not prefixed.check([f"member{r}"])]
-        raise member.failure(f"{ranks_text(late)} did not join within {member.timeout_s:g} s", CollectiveTimeoutError)
-    for peer in range(member.world_size):
-        theirs = prefixed.get(f"member{peer}").decode()
-        if theirs != mine:
-            raise member.failure(f"ranks disagree: rank {peer} has {theirs}, rank {member.rank} {mine}")
+    """Meet the other ranks in one generation of the group, made by rank 0; a failed attempt uses up its own."""
+    base = PrefixStore(f"distributed_fi/{member.name}", store)
+    if member.rank == 0:
+        prefixed: Store = PrefixStore(str(base.add("generation", 1)), base)
+        prefixed.set("member0", f"{uuid4().hex} {member.terms}")
+        roll = _call_roll(prefixed, member, deadline)
+    else:
+        prefixed, roll = _answer_roll(base, member, deadline)
+    for peer, entry in enumerate(roll):
+        theirs = entry.split(" ", 1)[1]
+        if theirs != member.terms:
+            raise member.failure(f"ranks disagree: rank {peer} has {theirs}, rank {member.rank} {member.terms}")
     return prefixed
+
+
+def _call_roll(store: Store, member: Member, deadline: Deadline) -> list[str]:
+    """Rank 0: wait for everybody's entry, then publish the list; before that nobody goes on."""
+    roll: list[str] = []
+
+    def is_called() -> bool:
+        # It ends early where one has other terms: they do not agree on who everybody is.
+        while len(roll) < member.world_size and store.check([f"member{len(roll)}"]):
+            roll.append(store.get(f"member{len(roll)}").decode())
+            if not roll[-1].endswith(f" {member.terms}"):
+                return True
+        return len(roll) == member.world_size
+
+    if not deadline.poll(is_called, every_s=_POLL_S):
+        raise _absence(store, member, deadline)
+    store.set("roll", "\n".join(roll))
+    return roll
+
+
+def _answer_roll(base: Store, member: Member, deadline: Deadline) -> tuple[Store, list[str]]:
+    """The others: sign in to rank 0's newest generation until a list names this very attempt."""
+    mine = f"{uuid4().hex} {member.terms}"
+    generation, roll = 0, [""]
+    prefixed: Store = base
+
+    def is_called() -> bool:
+        nonlocal generation, prefixed, roll
+        newest = base.add("generation", 0)
+        if newest != generation:
+            generation, prefixed = newest, PrefixStore(str(newest), base)
+            prefixed.set(f"member{member.rank}", mine)
+        if generation and prefixed.check(["roll"]):
+            roll = prefixed.get("roll").decode().split("\n")
+        return mine in roll
+
+    if not deadline.poll(is_called, every_s=_POLL_S):
+        raise _absence(prefixed, member, deadline)
+    return prefixed, roll
+
+
+def _absence(store: Store, member: Member, deadline: Deadline) -> CollectiveError:
+    """Who has not signed in; rank 0 where the others have, since it has then left this generation."""
+    late = [0]
+    if store.check(["member0"]):
+        terms = store.get("member0").decode().split(" ", 1)[1]
+        if terms != member.terms:
+            return member.failure(f"ranks disagree: rank 0 has {terms}, rank {member.rank} {member.terms}")
+        late = [r for r in range(member.world_size) if not store.check([f"member{r}"])] or late
+    problem = f"{ranks_text(late)} did not join within {deadline.timeout_s:g} s"
+    return member.failure(problem, CollectiveTimeoutError)
 
 
 def _own_backend(store: Store, member: Member, host: str | None, deadline: Deadline) -> Backend:

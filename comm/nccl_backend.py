@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from distributed_fi.comm.backend import device_errors
 from distributed_fi.comm.deadline import Deadline, run_bounded, wait_for_event
 from distributed_fi.comm.fingerprint import Call
 from distributed_fi.errors import CollectiveError, CollectiveTimeoutError
@@ -85,14 +86,12 @@ class NcclBackend:
         self.all_reduce(call, token, token)
 
     def synchronize(self, call: Call, timeout_s: float) -> None:
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        try:
+        with device_errors(self._rank, call, self._name):
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
             is_done = wait_for_event(event, Deadline(timeout_s))
-        except RuntimeError as error:  # a CUDA error of earlier work, reported by cudaEventQuery
-            raise CollectiveError(self._rank, "synchronize", call.seq, f"group {self._name!r}: {error}") from error
+            late = call if is_done else self._oldest_unfinished() or call
         if not is_done:
-            late = self._oldest_unfinished() or call
             problem = f"group {self._name!r}: {late} has not ended within {timeout_s:g} s"
             raise CollectiveTimeoutError(self._rank, late.op, late.seq, problem)
 

@@ -8,6 +8,7 @@
 | DFI_SPIN_US | how long a waiter spins before it sleeps, microseconds | 100 |
 | RAY_ADDRESS | cluster to join; `ray job submit` sets it | a local Ray is started |
 | RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT | set by torchrun | - |
+| TORCHELASTIC_RESTART_COUNT | how often torchrun has started the ranks again | 0 |
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class TorchrunEnv:
     local_rank: int
     master_addr: str
     master_port: int
+    restart_count: int = 0
 
 
 def torchrun_env() -> TorchrunEnv:
@@ -42,6 +44,7 @@ def torchrun_env() -> TorchrunEnv:
         local_rank=_int("LOCAL_RANK"),
         master_addr=_text("MASTER_ADDR"),
         master_port=_int("MASTER_PORT"),
+        restart_count=_int("TORCHELASTIC_RESTART_COUNT") if os.environ.get("TORCHELASTIC_RESTART_COUNT") else 0,
     )
 
 

@@ -19,12 +19,11 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
-from distributed_fi.comm.bootstrap.local_rank import Report, portable, serve_rank
+from distributed_fi.comm.bootstrap.local_rank import START_S, Report, portable, serve_rank
 from distributed_fi.comm.bootstrap.store import serve_store
 from distributed_fi.comm.deadline import Deadline, check_timeout
 from distributed_fi.errors import InvalidArgumentError, RankDiedError, RankError, StepTimeoutError
 
-_START_S = 120.0  # a spawned process imports torch, seconds on a busy machine
 _CAUSE_S = 1.0  # how long the reports of other ranks are awaited when one says that a peer is gone
 
 
@@ -72,7 +71,7 @@ class RankPool:
                 child_pipe.close()
                 self._processes.append(process)
                 self._pipes.append(pipe)
-            self._collect(Deadline(_START_S), "joined its group")
+            self._collect(Deadline(START_S), "joined its group")
         except BaseException:
             self.close()
             raise

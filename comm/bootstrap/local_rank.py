@@ -22,7 +22,10 @@ import torch
 
 from distributed_fi.comm.bootstrap.store import connect_store
 from distributed_fi.comm.group import Group
+from distributed_fi.comm.join import Member, connect
 from distributed_fi.errors import CollectiveError, InvalidArgumentError
+
+START_S = 120.0  # bound of joining: a spawned process imports torch, seconds on a busy machine
 
 
 class Report(NamedTuple):
@@ -42,10 +45,7 @@ def serve_rank(pipe: Connection, address: str, rank: int, world_size: int, timeo
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
     groups: list[Group] = []
 
-    def join() -> None:
-        groups.append(Group.from_store(connect_store(address, timeout_s), rank, world_size, timeout_s=timeout_s))
-
-    pipe.send_bytes(_report(join))
+    pipe.send_bytes(_report(lambda: groups.append(_join(address, rank, world_size, timeout_s))))
     while groups:
         try:
             message = pipe.recv_bytes()
@@ -97,6 +97,15 @@ def _load_module(name: str, path: str) -> Any:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _join(address: str, rank: int, world_size: int, timeout_s: float) -> Group:
+    """Group.from_store, with a limit of its own for joining."""
+    own = Member(rank, world_size, torch.device("cpu"), timeout_s, "world")
+    if world_size == 1:
+        return Group.single(timeout_s=timeout_s, name=own.name)
+    _, backend = connect(connect_store(address, START_S), own, host=None, limit_s=START_S)
+    return Group(backend, rank, world_size, device=own.device, timeout_s=timeout_s, name=own.name)
 
 
 def _run(message: bytes, group: Group) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch.distributed import Store
+from torch.distributed import PrefixStore, Store
 
 from distributed_fi.comm.bootstrap.store import connect_store, serve_store
 from distributed_fi.comm.group import Group
@@ -30,9 +30,9 @@ def group_from_torchrun(
     """
     env = torchrun_env()
     where = _device_of(env) if device is None else device
-    return Group.from_store(
-        _store(env, timeout_s), env.rank, env.world_size, device=where, timeout_s=timeout_s, name=name
-    )
+    # torchrun's store outlives the ranks: those started again must not meet one that has yet to end.
+    store = PrefixStore(f"restart{env.restart_count}", _store(env, timeout_s))
+    return Group.from_store(store, env.rank, env.world_size, device=where, timeout_s=timeout_s, name=name)
 
 
 def _store(env: TorchrunEnv, timeout_s: float) -> Store:

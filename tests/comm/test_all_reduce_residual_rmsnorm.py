@@ -60,3 +60,45 @@ def test_in_place_gives_the_same(ranks: RankPool) -> None:
 def test_a_wrong_tensor_is_named(residual: Tensor, weight: Tensor, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         Group.single().all_reduce_residual_rmsnorm(torch.ones(2, 4), residual, weight)
+
+
+def overlapping(case: str) -> dict[str, Tensor]:
+    both = torch.ones(2, 8)
+    x, residual = both[:, :4], torch.ones(2, 4)
+    outputs = {
+        "residual_out is x": {"residual_out": x},
+        "residual_out shifted in residual": {"residual_out": residual.view(-1).as_strided((2, 4), (1, 1))},
+        "norm_out is residual": {"norm_out": residual},
+        "norm_out is residual_out": {"norm_out": both[:, 4:], "residual_out": both[:, 4:]},
+        "norm_out shifted in x": {"norm_out": both[:, 1:5]},
+        "norm_out beside x": {"norm_out": both[:, 4:]},
+        "norm_out another view of x": {"norm_out": both[:, :4]},
+    }
+    return {"x": x, "residual": residual, "weight": torch.ones(4)} | outputs[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("residual_out is x", "residual_out: expected memory that does not overlap x, got memory of x"),
+        ("residual_out shifted in residual", "residual_out: expected residual itself or memory that does not overlap"),
+        ("norm_out is residual", "norm_out: expected memory that does not overlap residual, got memory of residual"),
+        ("norm_out is residual_out", "norm_out: expected memory that does not overlap residual_out"),
+        ("norm_out shifted in x", "norm_out: expected x itself or memory that does not overlap x"),
+    ],
+)
+def test_outputs_that_would_overwrite_an_operand_are_named(case: str, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Group.single().all_reduce_residual_rmsnorm(**overlapping(case))
+
+
+@pytest.mark.parametrize("case", ["norm_out beside x", "norm_out another view of x"])
+def test_outputs_in_the_same_storage_that_overwrite_nothing_are_served(case: str) -> None:
+    norm, total = Group.single().all_reduce_residual_rmsnorm(**overlapping(case))
+    torch.testing.assert_close(norm, torch.ones(2, 4))
+    assert total.tolist() == [[2.0] * 4] * 2
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"x: expected a torch.Tensor, got float"):
+        Group.single().all_reduce_residual_rmsnorm(3.0, torch.ones(2, 4), torch.ones(4))

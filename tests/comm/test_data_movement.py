@@ -168,6 +168,9 @@ def wrong_calls(group: Group) -> list[str]:
         lambda: group.all_to_all(x),
         lambda: group.all_to_all(x, send_counts=[1, 2]),
         lambda: group.all_to_all(x, send_counts=[1, 1], recv_counts=[1, 1]),
+        lambda: group.all_gather(x, sizes=2),
+        lambda: group.all_gather(x, dim="0"),
+        lambda: group.reduce_scatter(x[:2], out=x[:1]),
         lambda: group.all_to_all(x.to(torch.complex64)),
     )
     messages = []
@@ -194,6 +197,9 @@ def test_wrong_arguments_are_named_and_do_not_break_the_group(two_ranks: RankPoo
         "x: expected rows divisible by 2 ranks, or counts, got [3, 2]",
         "recv_counts: expected both send_counts and recv_counts, or neither, got None",
         "send_counts: expected a sum of 3, the rows of x, got [1, 1]",
+        "sizes: expected 2 sizes >= 0, one per rank, got 2",
+        "dim: expected an integer, got 0",
+        "out: expected memory that does not overlap x, got memory of x",
         messages[0][-1],
     ]
     assert messages[0][-1].endswith("got complex64")

@@ -133,8 +133,12 @@ def test_counts_that_do_not_match_are_named(two_ranks: RankPool, store_address: 
     counts = "g.all_to_all(torch.ones(3, 2), send_counts=[1, 2], recv_counts=[1, {}])"
     calls = [counts.format(1), counts.format(2)]
     results = two_ranks.run(disagree, store_address, calls)
-    assert "rank 0 sends 16 bytes to this rank, which expects" not in results[0][1]
-    assert any("sends" in text and "bytes to this rank, which expects" in text for _, text, _ in results)
+    of_rank_0, of_rank_1 = (text for _, text, _ in results)
+    assert of_rank_1 == (
+        "rank 1: all_to_all (collective 2): group 'tp': ranks disagree: rank 0 sends 16 bytes to this rank, "
+        "which expects 8; rank 1 called all_to_all of float32 [*, 2] as collective 2"
+    )
+    assert of_rank_0 == ""
 
 
 def leave_first(group: Group, address: str) -> tuple[str, str, float]:

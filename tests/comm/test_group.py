@@ -138,14 +138,6 @@ def test_a_rank_that_does_not_join_is_named() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_ranks_that_disagree_about_the_group_are_told() -> None:
-    store = HashStore()
-    store.add("distributed_fi/world/rank1", 1)
-    store.set("distributed_fi/world/1/member1", "world_size 3 on cpu")
-    with pytest.raises(CollectiveError, match="rank 1 has world_size 3 on cpu, rank 0 world_size 2 on cpu"):
-        Group.from_store(store, 0, 2, timeout_s=5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -38,6 +38,10 @@ def hang_on_rank_1(group: Group) -> None:
         time.sleep(60)
 
 
+def limit_of(group: Group) -> float:
+    return group.timeout_s
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -81,6 +85,13 @@ def test_a_rank_that_does_not_return_is_named() -> None:
         with pytest.raises(StepTimeoutError, match="rank 1: has not returned within 1 s"):
             pool.run(hang_on_rank_1, timeout_s=1)
         assert not any(map(is_running, pids))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_start_of_the_processes_is_not_counted(world_size: int) -> None:
+    # None imports torch within 50 ms.
+    with RankPool(world_size, timeout_s=0.05) as pool:
+        assert pool.run(limit_of) == [0.05] * world_size
 
 
 ORPHANS = """

@@ -18,6 +18,14 @@ with group_from_torchrun(timeout_s=60) as world, group_from_torchrun(timeout_s=6
     total = world.all_reduce(torch.tensor([world.rank + 1.0])) + tp.all_reduce(torch.tensor([10.0]))
     print(f"rank {world.rank} of {world.world_size} on {world.device}: {total.item()}", flush=True)
 """
+FAILS_AT_FIRST = """
+import os, sys, time
+
+# Rank 1 ends while rank 0, which has imported torch by then, waits for it.
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    time.sleep(3)
+    sys.exit(1)
+"""
 EXPECTED = ["rank 0 of 2 on cpu: 23.0", "rank 1 of 2 on cpu: 23.0"]
 
 
@@ -35,6 +43,22 @@ def without_gpus() -> dict[str, str]:
 def test_under_torchrun(script: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=without_gpus(), check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(ended.stdout.split("\n"))[1:] == EXPECTED
+
+
+def test_ranks_started_again_by_torchrun_meet(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(FAILS_AT_FIRST + SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1"]
+    ended = subprocess.run(
+        [*command, "--nproc-per-node", "2", path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=without_gpus(),
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     assert sorted(ended.stdout.split("\n"))[1:] == EXPECTED
 
