@@ -12,7 +12,7 @@ import numpy.typing as npt
 from distributed_fi.config import check_range
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.plan.item import StepItem
-from distributed_fi.plan.layout import Int32Array, PlanKind, StepPlan
+from distributed_fi.plan.layout import Int32Array, StepPlan
 
 MAX_GRAPH_BUCKET = 512
 _FLOAT32 = np.finfo(np.float32)
@@ -39,7 +39,7 @@ def plan_batch(
         dp: number of replicas.
         max_graph_bucket: tokens beyond which a step runs eagerly.
     Returns:
-        The plan, of kind STEP.
+        The plan.
     Raises:
         InvalidArgumentError: an item has no token, a dp_rank outside the mesh, a slot used twice, a negative start
             or slot, or another number of pages than its tokens fill (shows the item); page_size or dp is below 1.
@@ -63,7 +63,6 @@ def plan_batch(
     is_one_token_each = num_requests == qo_indptr[-1]
     largest = int(np.diff(dp_token_indptr).max())
     return StepPlan(
-        kind=PlanKind.STEP,
         graph_bucket=graph_bucket(largest, max_bucket=max_graph_bucket) if is_one_token_each else 0,
         token_ids=_joined_tokens(items, is_one_token_each),
         positions=np.arange(qo_indptr[-1], dtype=np.int32) + np.repeat(starts - qo_indptr[:-1], qo_lens),

@@ -14,7 +14,6 @@ from distributed_fi.plan.layout import (
     StepPlan,
     capacity_words,
     decode,
-    digest,
     encode,
     slice_replica,
 )
@@ -156,10 +155,9 @@ def test_every_index_of_the_whole_plan_is_in_bounds(batch):
 
 @PROPERTY
 @given(batches(), st.data())
-def test_same_items_same_digest_and_a_changed_word_is_found(batch, data):
+def test_same_items_same_words_and_a_changed_word_is_found(batch, data):
     items, page_size, dp = batch
     first, second = (encode(plan_batch(items, page_size=page_size, dp=dp), epoch=5, step=6) for _ in range(2))
-    assert digest(first) == digest(second)
     assert first.tobytes() == second.tobytes()
     index = data.draw(st.integers(0, len(first) - 1))
     first[index] ^= data.draw(st.integers(1, 2**31 - 1))
