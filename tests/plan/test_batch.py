@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import re
 
 import numpy as np
 import pytest
@@ -218,10 +219,23 @@ def test_doubles_beyond_float32_keep_their_meaning():
         (StepItem(0, 0, (1,), -1, (), GREEDY), "start >= 0 and at least one token"),
         (StepItem(0, 0, (1,), 4, (0,), GREEDY), "as many pages as"),
         (StepItem(0, 0, (1,), 3, (0, 1), GREEDY), "as many pages as"),
+        (StepItem(0, 0, (2**31,), 0, (0,), GREEDY), "token_ids of integers in [-2^31, 2^31)"),
+        (StepItem(0, 0, (1, 2**31), 0, (0,), GREEDY), "token_ids of integers"),
+        (StepItem(0, 0, np.array([1, 2**31]), 0, (0,), GREEDY), "token_ids of integers"),
+        (StepItem(0, 0, (1.7,), 0, (0,), GREEDY), "token_ids of integers"),
+        (StepItem(0, 0, np.array([1.0, 2.0]), 0, (0,), GREEDY), "token_ids of integers"),
+        (StepItem(0, 0, (1,), 0, (2**31,), GREEDY), "pages of integers"),
+        (StepItem(0, 0, (1,), 0, (0.5,), GREEDY), "pages of integers"),
+        (StepItem(0, 0, (1,), 2**31, (0,), GREEDY), "start of integers"),
+        (StepItem(0, 0, (1,), 0.0, (0,), GREEDY), "start of integers"),
+        (StepItem(0, 2**31, (1,), 0, (0,), GREEDY), "slot of integers"),
+        (StepItem(0, 0, (1,), 0, (0,), SampleSpec(seed=2**63)), "seed of integers in [-2^63, 2^63)"),
+        (StepItem(0, 0, (1,), 0, (0,), SampleSpec(seed=-1)), "seed an integer in [0, 2^63)"),
+        (StepItem(0, 0, (1,), 0, (0,), SampleSpec(top_k=2.5)), "top_k of integers"),
     ],
 )
 def test_a_wrong_item_is_shown_with_what_would_be_right(item: StepItem, expected: str):
-    with pytest.raises(InvalidArgumentError, match=f"items: expected each with {expected}.*, got StepItem"):
+    with pytest.raises(InvalidArgumentError, match=f"items: expected each with {re.escape(expected)}.*, got StepItem"):
         plan_batch([decode_item(1, kv_len=5), item], page_size=4, dp=2)
 
 
