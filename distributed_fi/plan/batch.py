@@ -160,11 +160,12 @@ def _joined(items: list[StepItem], name: str, parts: Sequence[Sequence[int] | In
 
 
 def _as_int32(part: Sequence[int] | Int32Array) -> Int32Array:
-    is_ready = isinstance(part, np.ndarray) and part.dtype == np.int32
-    return part if is_ready else np.array(array(_INT32, part))
+    if isinstance(part, np.ndarray) and part.dtype == np.int32:
+        return part
+    return np.array(array(_INT32, part))
 
 
-def _misfit(items: list[StepItem], name: str, parts: Sequence[Sequence[Any]], typecode: str) -> InvalidArgumentError:
+def _misfit(items: list[StepItem], name: str, parts: Sequence[Any], typecode: str) -> InvalidArgumentError:
     """The error that shows the first item whose part is not of integers that fit."""
     item = next(item for item, part in zip(items, parts, strict=True) if not _fits(part, typecode))
     bits = 8 * array(typecode).itemsize
