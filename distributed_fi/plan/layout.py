@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step plan as one flat int32 buffer, the only thing a step sends from the coordinator to the ranks.
 
-    word   0 magic           1 version         2 kind             3 epoch
-           4-5 step          6-7 digest        8 total_words      9 num_tokens
-          10 num_requests   11 num_samples    12 num_page_indices
-          13 dp             14 graph_bucket   15 table_offset    16 table_length   17-19 zero
+    word   0 magic           1 version         2-3 step           4-5 digest
+           6 epoch           7 total_words     8 num_tokens       9 num_requests
+          10 num_samples    11 num_page_indices                  12 dp
+          13 graph_bucket   14 table_offset   15 table_length
     table  (offset, length) of each section in words, in the order of `SECTIONS`
     then   the sections, each at a multiple of 4 words (16 bytes), the gaps zero
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,22 +28,15 @@ Int32Array: TypeAlias = npt.NDArray[np.int32]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
 MAGIC = int.from_bytes(b"DFIP", "little")
-VERSION = 1
-HEADER_WORDS = 20
+VERSION = 2
+HEADER_WORDS = 16
 ALIGN_WORDS = 4
 
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
-_HEADER = struct.Struct("=4i2Q9i3x3x3x3x")
-_DIGEST_WORD = 6
-_DIGEST_END = 8
-
-
-class PlanKind(IntEnum):
-    """What a plan asks of the ranks: to run a step, or to leave their loop."""
-
-    STEP = 1
-    STOP = 2
+_HEADER = struct.Struct("=2i2Q10i")
+_DIGEST_WORD = 4
+_DIGEST_END = 6
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,7 +48,6 @@ class StepPlan:
     numbered per replica.
 
     Args:
-        kind: STEP or STOP.
         graph_bucket: tokens of the CUDA graph that fits each replica; 0 runs eagerly.
         token_ids: [T]; < 0 is -(slot + 1): the last token sampled in that slot, not yet known on the host.
         positions: [T], index of the token in its request.
@@ -80,7 +71,6 @@ class StepPlan:
         dp_sample_indptr: [dp + 1], samples of each replica.
     """
 
-    kind: PlanKind
     graph_bucket: int
     token_ids: Int32Array
     positions: Int32Array
@@ -171,7 +161,6 @@ _TABLE_END = HEADER_WORDS + 2 * len(SECTIONS)
 class PlanHeader:
     """The header of a plan buffer, each field as in the layout above."""
 
-    kind: PlanKind
     epoch: int
     step: int
     digest: int
@@ -180,39 +169,28 @@ class PlanHeader:
     graph_bucket: int
 
 
-def stop_plan(*, dp: int) -> StepPlan:
-    """The plan that ends the ranks' loop: kind STOP, nothing to run."""
-    none = np.zeros(0, np.int32)
-    arrays: dict[str, Any] = {section.name: none.view(section.dtype) for section in SECTIONS}
-    arrays |= {name: np.zeros(1, np.int32) for name in ("qo_indptr", "kv_page_indptr")}
-    arrays |= {f"dp_{name}_indptr": np.zeros(dp + 1, np.int32) for name in ("request", "token", "sample")}
-    arrays["seeds"] = none.reshape(0, 2)
-    return StepPlan(kind=PlanKind.STOP, graph_bucket=0, **arrays)
-
-
 def capacity_words(*, max_tokens: int, max_requests: int, max_pages: int, max_samples: int, dp: int) -> int:
     """Words of the largest plan within these limits, all replicas together: exact, so ring slots fit any step."""
     return _layout(PlanCounts(max_tokens, max_requests, max_samples, max_pages, dp))[1]
 
 
-def encode(plan: StepPlan, *, epoch: int, step: int, out: Int32Array | None = None) -> Int32Array:
+def encode(plan: StepPlan, *, epoch: int, step: int) -> Int32Array:
     """Lay `plan` out as one buffer.
 
     Args:
         plan: arrays whose lengths agree with each other.
         epoch: of the group of ranks, in [0, 2^31).
         step: number of the step, in [0, 2^64).
-        out: [>= words needed], int32, contiguous; None allocates.
     Returns:
-        [total_words], int32: the start of `out`, or a new array.
+        [total_words], int32.
     Raises:
-        PlanError: `out` is too small, or an array has another length or dtype than the others imply.
+        PlanError: an array has another length or dtype than the others imply.
     """
     check_range("epoch", epoch, "0 <= epoch < 2^31", 0 <= epoch < 2**31)
     check_range("step", step, "0 <= step < 2^64", 0 <= step < 2**64)
     counts = PlanCounts(plan.num_tokens, plan.num_requests, plan.num_samples, len(plan.kv_page_indices), plan.dp)
     spans, total = _layout(counts)
-    buffer = np.zeros(total, np.int32) if out is None else _cleared(out, total)
+    buffer = np.zeros(total, np.int32)
     table: list[int] = []
     for section, (offset, length) in zip(SECTIONS, spans, strict=True):
         array = getattr(plan, section.name)
@@ -223,7 +201,7 @@ def encode(plan: StepPlan, *, epoch: int, step: int, out: Int32Array | None = No
         table += (offset, length)
     buffer[HEADER_WORDS:_TABLE_END] = table
     fields = (*counts, plan.graph_bucket, HEADER_WORDS, len(table))
-    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, plan.kind, epoch, step, 0, total, *fields)
+    _HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, step, 0, epoch, total, *fields)
     struct.pack_into("=Q", buffer.data, 4 * _DIGEST_WORD, _digest(buffer))
     return buffer
 
@@ -232,26 +210,24 @@ def read_header(buffer: Int32Array) -> PlanHeader:
     """The header of `buffer`, which may be longer than its plan (a ring slot).
 
     Raises:
-        PlanError: no int32 vector, truncated, or another magic, version or kind.
+        PlanError: no int32 vector, truncated, or another magic or version.
     """
     if buffer.dtype != _INT32 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise PlanError(f"plan buffer: expected a contiguous int32 vector, got {buffer.dtype} {list(buffer.shape)}")
     if len(buffer) < _TABLE_END:
         raise PlanError(f"plan truncated: header and table take {_TABLE_END} words, the buffer has {len(buffer)}")
-    magic, version, kind, epoch, step, digest_value, total, *rest = _HEADER.unpack_from(buffer.data)
+    magic, version, step, digest, epoch, total, *rest = _HEADER.unpack_from(buffer.data)
     if magic != MAGIC:
         raise PlanError(f"plan magic: expected {MAGIC:#x}, got {magic & 0xFFFFFFFF:#x}")
     if version != VERSION:
         raise PlanError(f"plan version: expected {VERSION}, got {version}")
-    if kind not in (PlanKind.STEP, PlanKind.STOP):
-        raise PlanError(f"plan kind: expected STEP (1) or STOP (2), got {kind}")
     if not _TABLE_END <= total <= len(buffer):
         raise PlanError(f"plan truncated: its header says {total} words, the buffer has {len(buffer)}")
     *counts, graph_bucket, table_offset, table_length = rest
     if (table_offset, table_length) != (HEADER_WORDS, 2 * len(SECTIONS)):
         wanted = f"{2 * len(SECTIONS)} words at {HEADER_WORDS}"
         raise PlanError(f"plan section table: expected {wanted}, got {table_length} at {table_offset}")
-    return PlanHeader(PlanKind(kind), epoch, step, digest_value, total, PlanCounts(*counts), graph_bucket)
+    return PlanHeader(epoch, step, digest, total, PlanCounts(*counts), graph_bucket)
 
 
 def decode(buffer: Int32Array, *, epoch: int | None = None) -> StepPlan:
@@ -261,7 +237,7 @@ def decode(buffer: Int32Array, *, epoch: int | None = None) -> StepPlan:
         buffer: [>= total_words], int32, contiguous, from `encode`.
         epoch: the reader's; None takes any.
     Raises:
-        PlanError: magic, version, kind, epoch or digest differ, or a section lies outside the buffer. Nothing
+        PlanError: magic, version, epoch or digest differ, or a section lies outside the buffer. Nothing
             outside the buffer is read, whatever it holds; what the sections say is trusted once the digest agrees.
     """
     header = read_header(buffer)
@@ -276,16 +252,7 @@ def decode(buffer: Int32Array, *, epoch: int | None = None) -> StepPlan:
         words = buffer[offset : offset + length]
         arrays[section.name] = words if section.dtype is _INT32 else words.view(section.dtype)
     arrays["seeds"] = arrays["seeds"].reshape(-1, 2)
-    return StepPlan(kind=header.kind, graph_bucket=header.graph_bucket, **arrays)
-
-
-def digest(buffer: Int32Array) -> int:
-    """64-bit digest of a plan buffer: blake2b over its `total_words` words except those of the digest.
-
-    Raises:
-        PlanError: the header is not that of a plan.
-    """
-    return _digest(buffer[: read_header(buffer).total_words])
+    return StepPlan(graph_bucket=header.graph_bucket, **arrays)
 
 
 def slice_replica(plan: StepPlan, dp_rank: int) -> StepPlan:
@@ -301,7 +268,6 @@ def slice_replica(plan: StepPlan, dp_rank: int) -> StepPlan:
     kv_page_indptr = plan.kv_page_indptr[bounds]
     pages = slice(int(kv_page_indptr[0]), int(kv_page_indptr[-1]))
     return StepPlan(
-        kind=plan.kind,
         graph_bucket=plan.graph_bucket,
         token_ids=plan.token_ids[tokens],
         positions=plan.positions[tokens],
@@ -350,14 +316,6 @@ def _checked_spans(buffer: Int32Array, header: PlanHeader) -> list[tuple[int, in
         wanted = f"expected {length} words at {offset} of {total}"
         raise PlanError(f"section {SECTIONS[index].name}: {wanted}, got {found_length} at {found_offset}")
     return spans
-
-
-def _cleared(out: Int32Array, total: int) -> Int32Array:
-    if out.dtype != _INT32 or out.ndim != 1 or len(out) < total:
-        raise PlanError(f"plan buffer: {total} int32 words needed, got {out.dtype} {list(out.shape)}")
-    buffer = out[:total]
-    buffer.fill(0)
-    return buffer
 
 
 def _digest(buffer: Int32Array) -> int:

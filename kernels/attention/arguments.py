@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
+import numpy as np
 import torch
 
 from distributed_fi.config import check_range
@@ -26,12 +28,32 @@ _INDPTR_NAMES = frozenset(("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr",
 def is_indptr_form(args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
     """Whether a plan call is of the indptr/indices form: its 4th positional argument is an array, or a name says so."""
     if len(args) >= 4:
-        return not is_int(args[3])
+        return isinstance(args[3], (np.ndarray, torch.Tensor, Sequence)) and not isinstance(args[3], str)
     return not _INDPTR_NAMES.isdisjoint(kwargs)
+
+
+def check_call(
+    make_batch: Callable[..., AttentionBatch], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> None:
+    """Raise InvalidArgumentError where the arguments of plan() are not those of its form, `make_batch`."""
+    parameters = list(signature(make_batch).parameters.values())[1:]  # the first is not plan()'s
+    parameters = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    by_place = [parameter.name for parameter in parameters]
+    if len(args) > len(by_place):
+        wanted = f"at most {len(by_place)} without a name: {', '.join(by_place)}"
+        raise InvalidArgumentError("plan", f"{len(args)} arguments", wanted)
+    placed = by_place[: len(args)]
+    for name in placed:
+        if name in kwargs:
+            raise InvalidArgumentError(name, "two values", "one value, by place or by name")
+    required = [parameter.name for parameter in parameters if parameter.default is Parameter.empty]
+    if missing := [name for name in required if name not in placed and name not in kwargs]:
+        raise InvalidArgumentError(", ".join(missing), "nothing", "a value")
 
 
 def batch_from_block_table(
     kv_layout: str,
+    /,
     qo_offsets: HostInts,
     kv_lens: HostInts,
     kv_block_table: HostInts,
@@ -71,6 +93,7 @@ def batch_from_block_table(
 
 def batch_from_indptr(
     kv_layout: str,
+    /,
     qo_indptr: HostInts,
     kv_indptr: HostInts,
     kv_indices: HostInts,

@@ -9,9 +9,14 @@ import torch
 
 from distributed_fi.errors import InvalidArgumentError, PlanError
 from distributed_fi.kernels.attention import torch_backend
-from distributed_fi.kernels.attention.arguments import batch_from_block_table, batch_from_indptr, is_indptr_form
+from distributed_fi.kernels.attention.arguments import (
+    batch_from_block_table,
+    batch_from_indptr,
+    check_call,
+    is_indptr_form,
+)
 from distributed_fi.kernels.attention.plan import AttentionPlan
-from distributed_fi.kernels.attention.problem import Variant
+from distributed_fi.kernels.attention.problem import Variant, to_device
 from distributed_fi.kernels.attention.torch_backend import BoundAttention, TorchAttention
 from distributed_fi.kernels.check import Dims, check_tensor
 from distributed_fi.kernels.dispatch.candidates import Candidate, check_backend, choose, register
@@ -32,16 +37,18 @@ class BatchAttention:
         kv_layout: "NHD", pages are [page_size, num_kv_heads, head_dim], or "HND", with the first two swapped.
         device: of the tensors; None takes them where they are, and sizes the work for a GPU where there is one.
         backend: "auto" or a name from `distributed_fi.kernels.dispatch.candidates`; today "torch".
-
-    Notes: current stream; deterministic. The first run after a plan copies the plan to the device;
-    later ones neither copy nor wait, so a CUDA graph may capture them. No gradients.
+    Raises:
+        InvalidArgumentError: an unknown kv_layout or device.
+        UnsupportedError: an unknown backend.
+    Notes: current stream; deterministic. The first run after a plan copies the plan to the device; later ones neither
+        copy nor wait, so a CUDA graph may capture them, and is valid until the next plan(). No gradients.
     """
 
     def __init__(self, kv_layout: str = "NHD", device: str | torch.device | None = None, backend: str = "auto"):
         check_kv_layout(kv_layout)
         check_backend("batch_attention", backend)
         self._kv_layout, self._backend = kv_layout, backend
-        self._device = None if device is None else torch.device(device)
+        self._device = None if device is None else to_device("device", device)
         self._planned: TorchAttention | None = None
         self._bound: dict[tuple[object, ...], BoundAttention] = {}
 
@@ -112,11 +119,15 @@ class BatchAttention:
         Returns:
             The plan, printable.
         Raises:
-            InvalidArgumentError: lengths, pages or sizes do not fit together.
+            InvalidArgumentError: an argument is missing, or lengths, pages or sizes do not fit together.
             UnsupportedError: an unknown variant argument, or no backend for this problem.
         """
         make_batch = batch_from_indptr if is_indptr_form(args, kwargs) else batch_from_block_table
-        batch = make_batch(self._kv_layout, *args, **kwargs)
+        try:
+            batch = make_batch(self._kv_layout, *args, **kwargs)
+        except TypeError:
+            check_call(make_batch, args, kwargs)
+            raise
         candidate = choose("batch_attention", batch.problem, backend=self._backend)
         self._planned = candidate.make(batch, device_type=self._device_type())
         self._bound = {}

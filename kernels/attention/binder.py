@@ -13,6 +13,7 @@ from distributed_fi.kernels.attention.cache_rows import CacheRows
 from distributed_fi.kernels.attention.plan import DecodeTile, PrefillTile, RowBlock, WorkTile
 from distributed_fi.kernels.attention.problem import AttentionProblem
 from distributed_fi.kernels.kv_cache.host_array import IntArray
+from distributed_fi.kernels.upload import upload
 
 QueryRows: TypeAlias = slice | torch.Tensor
 
@@ -100,10 +101,7 @@ class TileBinder:
         return self._masks[shape]
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()  # else the copy waits for the device
-        return tensor.to(self._device, non_blocking=True)
+        return upload(array, self._device)
 
 
 def _additive(hidden: np.ndarray) -> np.ndarray:

@@ -147,11 +147,12 @@ WorkTile: TypeAlias = DecodeTile | PrefillTile
 
 @dataclass(frozen=True, kw_only=True)
 class TileBudget:
-    """How large the pieces of a plan may grow.
+    """How large the pieces of a plan may grow: requests are cut into rows, their keys are not.
 
     Args:
-        key_elems: gathered key elements of a decode tile.
-        score_elems: logits of a row block.
+        key_elems: gathered key elements of a decode tile of several requests. The keys of one request are always
+            gathered whole, in a tile of its own where they exceed this.
+        score_elems: logits of a row block; at least 16 rows, whatever their keys.
         padding_elems: padded key elements of a decode tile that cost less than one tile more.
     """
 

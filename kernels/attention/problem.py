@@ -79,6 +79,14 @@ def to_dtype(name: str, value: torch.dtype | str) -> torch.dtype:
     return dtype
 
 
+def to_device(name: str, value: torch.device | str) -> torch.device:
+    """A torch device given as itself or by name, such as "cuda:0"."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError):
+        raise InvalidArgumentError(name, value, "a torch.device or its name, such as cpu or cuda:0") from None
+
+
 def check_variant(variant: dict[str, object]) -> None:
     """Raise UnsupportedError for a keyword that no attention variant knows."""
     for name, value in variant.items():

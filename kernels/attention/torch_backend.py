@@ -24,10 +24,13 @@ from distributed_fi.kernels.kv_cache.page_table import check_page_bound
 
 _LOG2_E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# On a CPU the gathered keys and the logits should stay in its caches: on an EPYC Milan core 2 MiB and 4 MiB
-# were fastest, four times as much up to twice slower. A GPU wants few, large launches.
+# On a CPU the gathered keys and the logits should stay in its caches.
 _CPU_BUDGET = TileBudget(key_elems=2**19, score_elems=2**20, padding_elems=2**15)
-_CUDA_BUDGET = TileBudget(key_elems=2**27, score_elems=2**27, padding_elems=2**22)
+# A GPU wants few, large launches; what they need for a time is bounded by this. Keys and values of a 16-bit cache take
+# 12 bytes per key element (gathered, and as float32; 8 for a float32 cache), a logit 4: 192 MiB for a tile of several
+# requests, and 64 MiB for a block of rows. One request's keys are gathered whole whatever their number, and a block
+# has 16 rows at least: 8 KV heads of 128 pass 192 MiB beyond 16 Ki keys of one request.
+_CUDA_BUDGET = TileBudget(key_elems=2**24, score_elems=2**24, padding_elems=2**22)
 
 
 def why_not(problem: AttentionProblem) -> str | None:
@@ -96,7 +99,7 @@ class BoundAttention:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill out [num_tokens, num_qo_heads, head_dim_vo] and lse [num_tokens, num_qo_heads], made here where None."""
         problem = self.plan.batch.problem
-        q, k, v = (t.detach() if t.requires_grad else t for t in (q, k, v))  # no_grad() costs 10 us a call
+        q, k, v = (t.detach() if t.requires_grad else t for t in (q, k, v))  # no_grad() costs more
         flat = self.k_rows.view(k), self.v_rows.view(v)
         if out is None and lse is None and self._is_one_block:
             # The whole batch in one block, as in most decode steps: its result is the output, uncopied.

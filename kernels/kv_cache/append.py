@@ -12,6 +12,7 @@ from distributed_fi.kernels.check import Dims, check_tensor
 from distributed_fi.kernels.kv_cache.host_array import HostInts, IntArray, host_array, host_counts, host_indptr
 from distributed_fi.kernels.kv_cache.layout import PagedKVCache, check_kv_cache, split_kv_cache
 from distributed_fi.kernels.kv_cache.page_table import PageTable, check_page_bound
+from distributed_fi.kernels.upload import upload
 
 
 def append_paged_kv_cache(
@@ -94,10 +95,7 @@ def plan_append(
     )
     page, offset = table.locate(request, position)
     check_page_bound("kv_indices", int(page.max(initial=-1)), num_pages)
-    slots = torch.from_numpy(page * page_size + offset)
-    if torch.device(device).type == "cuda":
-        slots = slots.pin_memory()  # else the copy waits for the device
-    return slots.to(device, non_blocking=True)
+    return upload(page * page_size + offset, device)
 
 
 def append_with_slots(
@@ -113,12 +111,12 @@ def append_with_slots(
         append_key, append_value, paged_kv_cache, kv_layout: as for `append_paged_kv_cache`.
         slots: int64 [nnz] from `plan_append`, for this cache's page size and number of pages.
     Raises:
-        InvalidArgumentError: shapes, dtypes or devices disagree.
+        InvalidArgumentError: shapes, dtypes or devices disagree, or a cache's head dimension is not contiguous.
     Notes: current stream; graph-capturable.
     """
     k, v = split_kv_cache(paged_kv_cache, kv_layout)
-    if not (k.shape[:3] == v.shape[:3] and _fits(k, append_key, slots) and _fits(v, append_value, slots)):
-        _refuse(k, v, append_key, append_value, slots, kv_layout)
+    if not _surely_fit(k, v, append_key, append_value, slots):
+        _check(k, v, append_key, append_value, slots, kv_layout)
     page_size = k.shape[1]
     for cache, tokens in ((k, append_key.detach()), (v, append_value.detach())):
         if cache.is_contiguous():
@@ -127,19 +125,33 @@ def append_with_slots(
             cache.index_put_((slots // page_size, slots % page_size), tokens)
 
 
-def _fits(cache: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> bool:
-    """What `_refuse` puts into words: every layer of every step asks, so it must be cheap."""
+def _surely_fit(
+    k: torch.Tensor, v: torch.Tensor, append_key: torch.Tensor, append_value: torch.Tensor, slots: torch.Tensor
+) -> bool:
+    """Whether `_check`, which alone decides, need not be asked: cheaper, for every layer of every step."""
+    if not (isinstance(slots, torch.Tensor) and slots.dim() == 1 and slots.dtype == torch.int64):
+        return False
     return (
-        isinstance(tokens, torch.Tensor)
-        and tokens.shape == (len(slots), *cache.shape[2:])
-        and tokens.dtype == cache.dtype
-        and slots.dtype == torch.int64
-        and slots.dim() == 1
-        and tokens.device == slots.device == cache.device
+        k.shape[:3] == v.shape[:3]
+        and k.shape[1] >= 1
+        and k.stride(-1) == v.stride(-1) == 1
+        and k.dtype == v.dtype
+        and k.device == v.device == slots.device
+        and _surely_fits(k, append_key, len(slots))
+        and _surely_fits(v, append_value, len(slots))
     )
 
 
-def _refuse(
+def _surely_fits(cache: torch.Tensor, tokens: object, nnz: int) -> bool:
+    return (
+        isinstance(tokens, torch.Tensor)
+        and tokens.shape == (nnz, *cache.shape[2:])
+        and tokens.dtype == cache.dtype
+        and tokens.device == cache.device
+    )
+
+
+def _check(
     k: torch.Tensor,
     v: torch.Tensor,
     append_key: torch.Tensor,
@@ -147,7 +159,7 @@ def _refuse(
     slots: torch.Tensor,
     kv_layout: str,
 ) -> None:
-    """Raise InvalidArgumentError for the tensor that does not fit."""
+    """Raise InvalidArgumentError for the first tensor that does not fit."""
     dims = Dims()
     check_kv_cache(k, v, kv_layout, dims, dtype=k.dtype, device=k.device)
     for name, tokens, head_dim in (

@@ -17,11 +17,14 @@ HostInts: TypeAlias = np.ndarray | torch.Tensor | Sequence[int] | Sequence[Seque
 
 def host_array(name: str, value: HostInts, ndim: int | tuple[int, ...] = 1) -> IntArray:
     """`value` as an int64 numpy array of `ndim` dimensions; a CUDA tensor is copied, which waits for the device."""
-    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
     dims = (ndim,) if isinstance(ndim, int) else ndim
+    wanted = f"a {' or '.join(f'{d}-D' for d in dims)} array of integers"
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    except (ValueError, TypeError):  # rows of different lengths, or values that are no numbers
+        raise InvalidArgumentError(name, value, wanted) from None
     if array.ndim not in dims or (array.size and array.dtype.kind not in "iu"):
-        wanted = " or ".join(f"{d}-D" for d in dims)
-        raise InvalidArgumentError(name, f"{array.dtype} {list(array.shape)}", f"a {wanted} array of integers")
+        raise InvalidArgumentError(name, f"{array.dtype} {list(array.shape)}", wanted)
     return array.astype(np.int64)
 
 

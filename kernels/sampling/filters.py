@@ -17,11 +17,12 @@ from torch import Tensor
 
 from distributed_fi.kernels.sampling.row_params import Rows, to_tensor
 from distributed_fi.kernels.sampling.weights import to_weights, weight_scale
+from distributed_fi.kernels.upload import upload
 
 # Probabilities carry float32's rounding: a prefix that misses top_p by less than this has reached it.
 TOP_P_SLACK = 2.0**-22
-# Sizes of the head that is looked at for top-p before the whole row is sorted (CPU, 49,152 tokens:
-# the 128 largest take 0.2 ms, a sort 4 ms); nuclei of language models are mostly small.
+# Sizes of the head that is looked at for top-p before the whole row is sorted: on a CPU the few largest cost far
+# less than a sort, and nuclei of language models are mostly small.
 HEAD_SIZES = (128, 2048)
 
 
@@ -81,7 +82,7 @@ def _on_rows(
         return cut(x, values) if len(values) else x
     if not chosen.any():
         return x
-    index = torch.from_numpy(chosen.nonzero()[0]).to(x.device)
+    index = upload(chosen.nonzero()[0], x.device)
     return x.index_copy(0, index, cut(x.index_select(0, index), values[chosen]))
 
 

@@ -74,8 +74,9 @@ class LogitsPipe:
         Raises:
             InvalidArgumentError: a missing or unknown parameter, or one whose value, shape or dtype does not fit.
         Notes: a row's token depends on its own logits, parameters, seed and position only. Rows of temperature 0 get
-            their largest logit (equals: the smallest id) whatever the seed; if all are, nothing else is computed.
-            Filters touch only the rows they are set for. No synchronisation. Current stream.
+            their largest logit (equals: the smallest id) whatever the seed; if all are known to be, nothing else is
+            computed. Filters touch only the rows they are set for. Current stream. The host does not wait for the
+            device: parameters on the CPU go there through pinned memory (whose allocation, in the first calls, may).
         """
         batch = check_rows(str(self.input_type), x)
         self._check_names(params)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.kernels.check import Dims, check_tensor
+from distributed_fi.kernels.upload import upload
 
 # [batch]: a numpy array where the host knows the values, a tensor where only the device does.
 Rows = NDArray[Any] | Tensor
@@ -81,4 +82,4 @@ def to_rows(name: str, value: Param, batch: int) -> Rows:
 
 def to_tensor(rows: Rows, device: torch.device) -> Tensor:
     """[batch] on `device`."""
-    return (rows if isinstance(rows, Tensor) else torch.from_numpy(rows)).to(device, non_blocking=True)
+    return rows.to(device, non_blocking=True) if isinstance(rows, Tensor) else upload(rows, device)

@@ -133,7 +133,8 @@ def sampling_from_probs(
     Raises:
         InvalidArgumentError: a shape, dtype or value that does not fit; seed without position or the reverse.
     Notes: sums are exact (integers), so a row's token is the same on every device and in every batch. Current
-        stream; no synchronisation; graph-capturable when seed and position are tensors on probs' device.
+        stream; the host does not wait for the device; graph-capturable when seed and position are tensors on
+        probs' device.
     """
     check_rows("probs", probs)
     return draw(probs.float(), _uniform(probs, seed, position, generator))

@@ -210,3 +210,34 @@ def test_a_plan_prints_its_tiles() -> None:
         "  1 requests of 1 row x 20 keys",
         "  request 1: 2 rows in 1 blocks x 5 keys",
     ]
+
+
+ARRAYS: tuple[Any, ...] = tuple(BLOCK_TABLE[name] for name in ("qo_offsets", "kv_lens", "kv_block_table"))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (ARRAYS, {"num_qo_heads": 6}, "num_kv_heads, head_dim_qk, head_dim_vo: expected a value, got nothing"),
+        ((), {k: v for k, v in BLOCK_TABLE.items() if k != "kv_lens"}, "kv_lens: expected a value, got nothing"),
+        ((), {k: v for k, v in INDPTR.items() if k != "page_size"}, "page_size: expected a value, got nothing"),
+        ((*ARRAYS, 6, 2, 8, 8, 16), {}, "plan: expected at most 7 without a name: qo_offsets, .*, got 8 arguments"),
+        (ARRAYS[:1], BLOCK_TABLE, "qo_offsets: expected one value, by place or by name, got two values"),
+        ((*ARRAYS, "2", 2, 8, 8), {}, "num_qo_heads: expected an integer >= 1, got 2"),
+        ((*ARRAYS, None, 2, 8, 8), {}, "num_qo_heads: expected an integer >= 1, got None"),
+        (([0, 1, 3], [20, 5], [[3, 0], [2]], 6, 2, 8, 8), {}, r"kv_block_table: expected a 1-D or 2-D array of .*"),
+        (([0, 1, 3], [20, [5]], [[3, 0], [2, 1]], 6, 2, 8, 8), {}, r"kv_lens: expected a 1-D array of integers, .*"),
+        ((), BLOCK_TABLE | {"kv_layout": "HND"}, "kv_layout: expected no such argument; variants are .*"),
+    ],
+)  # fmt: skip
+def test_a_call_of_neither_form_is_refused_by_the_names_of_plan(
+    args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"^{message}$"):
+        BatchAttention(device="cpu").plan(*args, **kwargs)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", 1.5])
+def test_an_unknown_device_is_refused(device: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^device: expected a torch.device or its name, .*, got .*$"):
+        BatchAttention(device=device)

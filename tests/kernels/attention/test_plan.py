@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from distributed_fi.kernels.attention.arguments import batch_from_block_table
 from distributed_fi.kernels.attention.cache_rows import CacheRows
 from distributed_fi.kernels.attention.plan import AttentionBatch, AttentionPlan, DecodeTile, TileBudget, plan_attention
+from distributed_fi.kernels.attention.torch_backend import TorchAttention
 
 ROOMY = TileBudget(key_elems=2**30, score_elems=2**30, padding_elems=2**30)
 KEY_ELEMS = 2 * 8  # of one token, with the heads below
@@ -116,3 +117,15 @@ def test_cache_rows_find_each_token_in_any_stride(layout: str) -> None:
 def test_the_stride_of_a_dimension_of_size_one_does_not_split_the_rows() -> None:
     cache = torch.randn(1, 4, 3, 8).as_strided((1, 4, 3, 8), (5, 24, 8, 1))
     assert CacheRows.of(cache).row_stride == 8
+
+
+@pytest.mark.parametrize(("num_requests", "kv_len"), [(64, 4096), (512, 100), (7, 16384)])
+def test_a_tile_on_a_gpu_takes_256_mib_at_most(num_requests: int, kv_len: int) -> None:
+    batch = batch_from_block_table(
+        "NHD", range(num_requests + 1), [kv_len] * num_requests, np.arange(num_requests * kv_len), 32, 8, 128, 128
+    )
+    plan = TorchAttention(batch, device_type="cuda").plan
+    for tile in plan.tiles:
+        # keys and values in 2 and 4 bytes, logits in 4
+        key_elems, logits = tile.num_rows * tile.num_keys * 8 * 128, tile.num_rows * tile.num_keys * 32
+        assert 2 * key_elems * (2 + 4) + 4 * logits <= 2**28

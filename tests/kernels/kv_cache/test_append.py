@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 import distributed_fi.page
 from distributed_fi.errors import InvalidArgumentError
+from distributed_fi.kernels.kv_cache import append
 from distributed_fi.kernels.kv_cache.reference import append_reference, gather_reference
 from distributed_fi.page import (
     append_paged_kv_cache,
@@ -173,6 +174,51 @@ def test_tensors_of_the_wrong_shape_or_dtype_are_refused() -> None:
         append_with_slots(tokens, tokens, slots.int(), cache)
     with pytest.raises(InvalidArgumentError, match=r"^kv_layout: expected NHD or HND, got nhd$"):
         append_with_slots(tokens, tokens, slots, cache, "nhd")
+
+
+class Call(NamedTuple):
+    """The tensors of an append: two tokens into four pages of two."""
+
+    k: torch.Tensor = torch.zeros(4, 2, NUM_KV_HEADS, HEAD_DIM)
+    v: torch.Tensor = torch.zeros(4, 2, NUM_KV_HEADS, HEAD_DIM)
+    append_key: torch.Tensor = torch.zeros(2, NUM_KV_HEADS, HEAD_DIM)
+    append_value: torch.Tensor = torch.zeros(2, NUM_KV_HEADS, HEAD_DIM)
+    slots: Any = torch.tensor([0, 5])
+
+
+BASE = Call()
+WIDER = torch.zeros(4, 2, NUM_KV_HEADS, 2 * HEAD_DIM)
+UNFIT: dict[str, tuple[Call, str]] = {
+    "dtype_of_v": (
+        BASE._replace(v=BASE.v.bfloat16(), append_value=BASE.append_value.bfloat16()),
+        "v_cache: expected dtype float32, got bfloat16",
+    ),
+    "strided_head": (BASE._replace(k=WIDER[..., ::2]), "k_cache: expected the head dimension contiguous, got .*"),
+    "empty_pages": (BASE._replace(k=BASE.k[:, :0], v=BASE.v[:, :0]), "page_size: expected an integer >= 1, got 0"),
+    "page_sizes": (BASE._replace(v=BASE.v[:, :1]), r"v_cache: expected \[num_pages=4, page_size=2, .*\], got .*"),
+    "heads": (BASE._replace(v=BASE.v[:, :, :1]), r"v_cache: expected .*num_kv_heads=3.*, got \[4, 2, 1, 8\]"),
+    "key_dtype": (BASE._replace(append_key=BASE.append_key.half()), "append_key: expected dtype float32, got float16"),
+    "key_head_dim": (BASE._replace(append_key=BASE.append_key[..., :4]), r"append_key: expected .*, got \[2, 3, 4\]"),
+    "value_count": (BASE._replace(append_value=BASE.append_value[:1]), r"append_value: expected .*, got \[1, 3, 8\]"),
+    "slots_0d": (BASE._replace(slots=torch.tensor(0)), r"slots: expected \[nnz=2\], got \[\]"),
+    "slots_list": (BASE._replace(slots=[0, 5]), "slots: expected a torch.Tensor, got list"),
+    "slots_int32": (BASE._replace(slots=BASE.slots.int()), "slots: expected dtype int64, got int32"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_the_quick_look_passes_nothing_that_the_check_refuses(name: str) -> None:
+    call, message = UNFIT[name]
+    assert not append._surely_fit(*call)
+    with pytest.raises(InvalidArgumentError, match=f"^{message}$"):
+        append_with_slots(call.append_key, call.append_value, call.slots, (call.k, call.v))
+
+
+@pytest.mark.parametrize("head_dim_vo", [HEAD_DIM, 5])
+def test_the_quick_look_passes_what_a_step_appends(head_dim_vo: int) -> None:
+    call = BASE._replace(v=BASE.v[..., :head_dim_vo], append_value=BASE.append_value[..., :head_dim_vo])
+    assert append._surely_fit(*call)
+    append._check(*call, "NHD")
 
 
 def test_index_arithmetic_refuses_what_does_not_fit() -> None:

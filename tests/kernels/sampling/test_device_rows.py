@@ -61,6 +61,44 @@ def test_philox_in_int64_tensors() -> None:
     assert np.unique(in_tensors.numpy()).size == 100
 
 
+# Mixed rows: greedy, cool, hot, with and without filters. The values keep every edge of a filter and every drawn
+# number further from the next token than the softmaxes of two devices differ.
+MIXED = {
+    "temperature": cycle([0.0, 0.7, 1.0, 1.3, 1e-40], torch.float64),
+    "top_k": cycle([0, 5, 50, 0, 332, 1000], torch.int64),
+    "top_p": cycle([1.0, 0.9, 0.3, 1e-6, 0.97, 1.0, 0.6], torch.float64),
+    "min_p": cycle([0.0, 0.05, 0.02, 0.0], torch.float64),
+}
+MIXED_SOURCE = {"seed": torch.arange(BATCH) * 977, "position": torch.arange(BATCH) % 7}
+FILTERS = [Temperature(), TopK(), Softmax(), TopP(), MinP()]
+
+
+def test_mixed_rows_keep_a_distance_from_every_edge() -> None:
+    logits = draw_logits()
+    kept = LogitsPipe(FILTERS)(logits, **MIXED) > 0
+    expected = LogitsPipe([*FILTERS, Sample()])(logits, **MIXED, **MIXED_SOURCE)
+    head, tail = LogitsPipe(FILTERS[:3]), LogitsPipe(FILTERS[3:])
+    for i in range(5):  # ten times what two devices differ by, the same for equal logits
+        noise = torch.sin(1e4 * logits + i) * 1e-6
+        probs = head(logits, temperature=MIXED["temperature"], top_k=MIXED["top_k"]) * (1 + noise)
+        cut = tail(probs, top_p=MIXED["top_p"], min_p=MIXED["min_p"])
+        assert torch.equal(cut > 0, kept)
+        assert torch.equal(sampling_from_probs(cut, **MIXED_SOURCE), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_cuda_keeps_and_draws_for_mixed_rows_what_the_cpu_does(home: str) -> None:
+    logits = draw_logits()
+    params, source = ({k: v.to(home) for k, v in given.items()} for given in (MIXED, MIXED_SOURCE))
+    expected, kept = (LogitsPipe(FILTERS)(x, **given) for x, given in ((logits, MIXED), (logits.cuda(), params)))
+    assert torch.equal(kept.cpu() > 0, expected > 0)
+    torch.testing.assert_close(kept.cpu(), expected, rtol=1e-5, atol=0, equal_nan=True)
+    pipe = LogitsPipe([*FILTERS, Sample()])
+    tokens = pipe(logits, **MIXED, **MIXED_SOURCE)
+    assert torch.equal(pipe(logits.cuda(), **params, **source).cpu(), tokens)
+
+
 @pytest.mark.gpu
 def test_cuda_draws_the_tokens_of_the_cpu() -> None:
     pipe = LogitsPipe([Temperature(), TopK(), Softmax(), TopP(), MinP(), Sample()])
