@@ -80,11 +80,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
 
+def parse_manifest(text: str) -> Manifest:
+    """The manifest in a text; raises ValueError, TypeError or KeyError where there is none."""
+    fields = json.loads(text)
+    return Manifest(**{**fields, "toolchain": tuple(fields["toolchain"])})
+
+
 def read_artifact(folder: Path) -> Artifact | None:
     """The artifact in a folder; None where there is none, or one that is incomplete or damaged."""
     try:
-        fields = json.loads((folder / MANIFEST).read_text())
-        manifest = Manifest(**{**fields, "toolchain": tuple(fields["toolchain"])})
+        manifest = parse_manifest((folder / MANIFEST).read_text())
         intact = file_digest(folder / LIBRARY) == manifest.library_sha256
     except (OSError, ValueError, TypeError, KeyError):
         return None

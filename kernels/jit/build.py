@@ -23,6 +23,7 @@ from distributed_fi.kernels.jit.artifact import (
     write_manifest,
 )
 from distributed_fi.kernels.jit.artifact import source_key as source_key_of
+from distributed_fi.kernels.jit.bundle import find_in_bundles
 from distributed_fi.kernels.jit.cache import ArtifactCache, kernel_cache
 from distributed_fi.kernels.jit.commands import LINKED, Step, build_steps, ninja_file
 from distributed_fi.kernels.jit.failure import build_error
@@ -52,7 +53,7 @@ def build_kernel(spec: KernelSpec, arch: str) -> Artifact:
 
 
 def build_all(specs: Sequence[KernelSpec], arch: str, on_progress: OnProgress | None = None) -> list[Artifact]:
-    """Artifacts of kernels, in order; those the cache lacks are compiled in parallel.
+    """Artifacts of kernels, in order; those that neither a bundle nor the cache has are compiled in parallel.
 
     Args:
         specs: kernels, which may repeat.
@@ -68,12 +69,23 @@ def build_all(specs: Sequence[KernelSpec], arch: str, on_progress: OnProgress | 
     """
     for spec in specs:
         check_arch(spec, arch)
-    toolchain = find_toolchain(arch, needs_nvcc=any(spec.has_device_code for spec in specs))
     cache = kernel_cache()
+    source_keys = {spec: source_key_of(spec, arch) for spec in specs}
+    bundled = {spec: find_in_bundles(spec.name, arch, key, cache) for spec, key in source_keys.items()}
+    built = {spec: artifact for spec, artifact in bundled.items() if artifact is not None}
+    missing = {spec: key for spec, key in source_keys.items() if spec not in built}
+    if missing:
+        built |= _find_or_compile(missing, arch, cache, on_progress)
+    return [built[spec] for spec in specs]
+
+
+def _find_or_compile(
+    source_keys: dict[KernelSpec, str], arch: str, cache: ArtifactCache, on_progress: OnProgress | None
+) -> dict[KernelSpec, Artifact]:
+    toolchain = find_toolchain(arch, needs_nvcc=any(spec.has_device_code for spec in source_keys))
     built: dict[KernelSpec, Artifact] = {}
     orders: list[_Order] = []
-    for spec in dict.fromkeys(specs):
-        source_key = source_key_of(spec, arch)
+    for spec, source_key in source_keys.items():
         key = artifact_key(source_key, toolchain)
         if (artifact := cache.find(spec.name, arch, key)) is not None:
             built[spec] = artifact
@@ -84,7 +96,7 @@ def build_all(specs: Sequence[KernelSpec], arch: str, on_progress: OnProgress | 
         names = [order.spec.name for order in orders]
         with build_bar(names) if on_progress is None else nullcontext(on_progress) as report:
             built |= _Build(cache, toolchain, arch, orders).run(report)
-    return [built[spec] for spec in specs]
+    return built
 
 
 class _Build:
