@@ -84,6 +84,30 @@ class UnreachableError(DfiError, ConnectionError):
         return f"{self.service} at {self.address}: {self.problem}"
 
 
+class CompilerNotFoundError(DfiError):
+    """A program that builds kernels is missing: says where it was looked for and what to install."""
+
+    exit_code = 2
+
+    def __init__(self, compiler: str, looked_in: str, remedy: str):
+        super().__init__(compiler, looked_in, remedy)
+        self.compiler, self.looked_in, self.remedy = compiler, looked_in, remedy
+
+    def __str__(self) -> str:
+        return f"{self.compiler}: not found in {self.looked_in}; {self.remedy}"
+
+
+class KernelBuildError(DfiError):
+    """A kernel could not be built: carries the compiler's first error, the failing source, and the whole log's path."""
+
+    def __init__(self, kernel: str, source: str, problem: str, log: str):
+        super().__init__(kernel, source, problem, log)
+        self.kernel, self.source, self.problem, self.log = kernel, source, problem, log
+
+    def __str__(self) -> str:
+        return f"kernel {self.kernel}: {self.source}: {self.problem} (log: {self.log})"
+
+
 class CollectiveError(DfiError):
     """A collective failed on one rank: names rank, operation, its number in the group, and the cause."""
 

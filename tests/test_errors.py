@@ -18,6 +18,8 @@ EXAMPLES = [
     (errors.CorruptWeightsError("a.gguf", "is cut off"), "a.gguf: is cut off", 2),
     (errors.ResourceError("GPUs", "4", "2"), "GPUs: 4 needed, 2 available", 2),
     (errors.UnreachableError("Ray", "h:1", "refused"), "Ray at h:1: refused", 2),
+    (errors.CompilerNotFoundError("nvcc", "PATH", "install it"), "nvcc: not found in PATH; install it", 2),
+    (errors.KernelBuildError("k", "k.cu", "no ;", "a.log"), "kernel k: k.cu: no ; (log: a.log)", 1),
     (errors.CollectiveError(1, "all_reduce", 7, "gone"), "rank 1: all_reduce (collective 7): gone", 1),
     (errors.CollectiveTimeoutError(0, "barrier", 3, "late"), "rank 0: barrier (collective 3): late", 1),
     (errors.PlanError("plan magic"), "plan magic", 1),

@@ -13,6 +13,9 @@ from distributed_fi.comm.bootstrap.store import connect_store, serve_store
 from distributed_fi.comm.group import Group
 from distributed_fi.config import EngineConfig
 from distributed_fi.errors import PlanError
+from distributed_fi.kernels.jit.build import build_all
+from distributed_fi.kernels.jit.bundle import pack, receive_bundle
+from distributed_fi.kernels.jit.spec import KernelSpec
 from distributed_fi.mesh import MeshCoord
 from distributed_fi.models.decoder import DecoderModel, load_model
 from distributed_fi.models.loaders.open import open_checkpoint
@@ -71,6 +74,14 @@ class RankActor:
             # Not the host name's address, which is a loopback one on some systems.
             host=ray.util.get_node_ip_address(),
         )
+
+    def receive_kernels(self, bundle: bytes) -> int:
+        """Use the kernels of an archive, once its digests are checked; returns how many they are."""
+        return receive_bundle(bundle, "the archive the coordinator sent")
+
+    def build_kernels(self, specs: list[KernelSpec], arch: str) -> bytes:
+        """An archive of kernels, built on this host because the coordinator's has no compiler."""
+        return pack(build_all(specs, arch))
 
     def load(self, dtype: str, max_position: int) -> int:
         """Read this rank's slice of the weights; returns the device memory free for KV pages, in bytes."""

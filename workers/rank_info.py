@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distributed_fi.kernels.jit.device_arch import device_arch
 from distributed_fi.workers.ring.segment import host_id
 
 
@@ -20,13 +21,21 @@ class RankInfo:
     pid: int
     gpu_uuid: str | None
     device_name: str
+    kernel_arch: str | None  # of its GPU, like "sm_90a"
 
 
 def rank_info(*, node_ip: str, device: torch.device) -> RankInfo:
     """Look at this process; touches CUDA only where `device` is a GPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        gpu_uuid, name = f"GPU-{properties.uuid}", properties.name
+        gpu_uuid, name, arch = f"GPU-{properties.uuid}", properties.name, device_arch(device)
     else:
-        gpu_uuid, name = None, "CPU"
-    return RankInfo(host_id=host_id(), node_ip=node_ip, pid=os.getpid(), gpu_uuid=gpu_uuid, device_name=name)
+        gpu_uuid, name, arch = None, "CPU", None
+    return RankInfo(
+        host_id=host_id(),
+        node_ip=node_ip,
+        pid=os.getpid(),
+        gpu_uuid=gpu_uuid,
+        device_name=name,
+        kernel_arch=arch,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from distributed_fi.cli.bench import bench_app
+from distributed_fi.cli.build import build
 from distributed_fi.cli.generate import generate
 from distributed_fi.errors import DfiError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(build)
 app.add_typer(bench_app, name="bench")
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import ray
 
 from distributed_fi.config import EngineConfig
+from distributed_fi.coordinator.kernel_catalog import compiled_kernels
+from distributed_fi.coordinator.kernel_shipping import ship_kernels
 from distributed_fi.coordinator.placement import Placement, choose_device, place
 from distributed_fi.coordinator.ray_session import RaySession, fetch
 from distributed_fi.errors import ResourceError
@@ -57,7 +59,7 @@ class Gang:
         self.run_refs: list[Any] = []
 
     def start(self) -> str:
-        """Place and number the ranks, and join their collectives; returns the device type."""
+        """Place and number the ranks, join their collectives, send their kernels; returns the device type."""
         config, world_size = self.config, self.config.mesh.world_size
         self.session = RaySession(config.ray_address, world_size)
         device_type = choose_device(config.device, world_size)
@@ -78,6 +80,7 @@ class Gang:
             for rank, (actor, info) in enumerate(zip(self.actors, self.infos, strict=True))
         ]
         self._fetch(joins, "joining")
+        ship_kernels(compiled_kernels(), self.actors, self.infos, timeout_s=config.start_timeout_s)
         return device_type
 
     def load(self, dtype: str, max_position: int, need: PoolNeed, on_progress: LoadProgress | None) -> int:
