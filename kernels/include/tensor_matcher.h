@@ -227,6 +227,11 @@ inline std::string TensorMatch::strides_text() const {
   return text.str();
 }
 
+inline void check_same_rows(const char* name, const Rows& rows, const char* other, const Rows& others) {
+  if (rows.num_rows == others.num_rows) return;
+  refuse(name, std::to_string(others.num_rows) + " rows, as " + other + " has", std::to_string(rows.num_rows));
+}
+
 // A launcher's answer: nullptr, or what CUDA said.
 inline void check_launch(const char* op, const char* problem) {
   if (problem != nullptr) TVM_FFI_THROW(RuntimeError) << op << ": " << problem;

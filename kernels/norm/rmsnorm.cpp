@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Binding of RMSNorm.
+#include "rmsnorm.h"
+
 #include <tvm/ffi/function.h>
 
 #include <climits>
 
 #include "../include/tensor_matcher.h"
-#include "rmsnorm.h"
 
 namespace dfi::norm {
 namespace {
@@ -24,19 +25,13 @@ RmsNormParams params_of(const Rows& input, const Rows& out, const TensorView& we
   return params;
 }
 
-void check_rows(const char* name, const Rows& rows, const Rows& input) {
-  if (rows.num_rows != input.num_rows) {
-    refuse(name, std::to_string(input.num_rows) + " rows, as input has", std::to_string(rows.num_rows));
-  }
-}
-
 void rmsnorm(TensorView out, TensorView input, TensorView weight, double eps, bool pdl) {
   Call call;
   Size hidden_size{"hidden_size"};
   const Rows input_rows = call.tensor("input", input).floating().rows(hidden_size);
   call.tensor("weight", weight).floating().shape({hidden_size}).contiguous();
   const Rows out_rows = call.tensor("out", out).floating().rows(hidden_size);
-  check_rows("out", out_rows, input_rows);
+  check_same_rows("out", out_rows, "input", input_rows);
   const RmsNormParams params = params_of(input_rows, out_rows, weight, hidden_size, eps);
   check_launch("rmsnorm", launch_rmsnorm(params, call.dtype(), call.device(), call.stream(), pdl));
 }
@@ -46,7 +41,7 @@ void fused_add_rmsnorm(TensorView input, TensorView residual, TensorView weight,
   Size hidden_size{"hidden_size"};
   const Rows input_rows = call.tensor("input", input).floating().rows(hidden_size);
   const Rows residual_rows = call.tensor("residual", residual).floating().rows(hidden_size);
-  check_rows("residual", residual_rows, input_rows);
+  check_same_rows("residual", residual_rows, "input", input_rows);
   call.tensor("weight", weight).floating().shape({hidden_size}).contiguous();
   RmsNormParams params = params_of(input_rows, input_rows, weight, hidden_size, eps);
   params.residual = residual_rows.ptr;

@@ -11,7 +11,7 @@ from distributed_fi.kernels.jit.build import build_kernel
 
 from distributed_fi.kernels.dispatch.compiled import arch_of
 
-MODULES = ("norm.rmsnorm_cuda",)
+MODULES = ("norm.rmsnorm_cuda", "activation.silu_and_mul_cuda")
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
