@@ -227,6 +227,9 @@ inline std::string TensorMatch::strides_text() const {
   return text.str();
 }
 
+// Elements between the entries of a dimension, 0 where there is but one: exporters write any stride there.
+inline int64_t stride_of(const TensorView& x, int dim) { return x.size(dim) > 1 ? x.stride(dim) : 0; }
+
 inline void check_same_rows(const char* name, const Rows& rows, const char* other, const Rows& others) {
   if (rows.num_rows == others.num_rows) return;
   refuse(name, std::to_string(others.num_rows) + " rows, as " + other + " has", std::to_string(rows.num_rows));

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary embedding from a table of cosines and sines: the form a model's layers use."""
+"""Rotary embedding from a table of cosines and sines: the form a model's layers use.
+
+A kernel of our own on CUDA tensors, torch elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from torch import Tensor
 
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.kernels.check import Dims, check_tensor
+from distributed_fi.kernels.dispatch.compiled import invalid_argument
+from distributed_fi.kernels.rope.cos_sin_cache_cuda import ROPE_WITH_COS_SIN_CACHE
 from distributed_fi.kernels.rope.rotation import copies, make_turn, turn_
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -15,7 +20,14 @@ INTS = (torch.int32, torch.int64)
 
 
 def apply_rope_with_cos_sin_cache_inplace(
-    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool = True
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    head_size: int,
+    cos_sin_cache: Tensor,
+    is_neox: bool = True,
+    *,
+    backend: str = "auto",
 ) -> None:
     """Rotary embedding of queries and keys, in place, with cosines and sines from a table.
 
@@ -30,12 +42,28 @@ def apply_rope_with_cos_sin_cache_inplace(
         cos_sin_cache: [max_position, rotary_dim], float32: cosines, then sines; from `make_cos_sin_cache`.
             rotary_dim <= head_size; the rest of a head stays as it is.
         is_neox: pairs are (i, i + rotary_dim / 2); False: (2i, 2i + 1).
+        backend: "cuda" (our kernel), "torch", or "auto": the kernel where it can be built.
     Raises:
+        UnsupportedError: the named backend cannot serve this, or a graph is captured before the kernel's first use.
         InvalidArgumentError: a shape, dtype or device that does not fit; on the CPU, a position outside the
-            table, before anything is written. On CUDA such a position trips torch's device-side assertion
-            instead, since looking would cost a synchronisation.
+            table, before anything is written. On CUDA such a position trips a device-side
+            assertion instead, since looking would cost a synchronisation.
     Notes: computed in float32, rounded once to the tensors' dtype. Current stream; graph-capturable; elementwise.
     """
+    launcher = ROPE_WITH_COS_SIN_CACHE.pick(backend, query, key)
+    if launcher is None:
+        _torch_rope(positions, query, key, head_size, cos_sin_cache, is_neox)
+        return
+    try:
+        launcher.function(positions, query, key, head_size, cos_sin_cache, is_neox, launcher.pdl)
+    except (TypeError, ValueError) as error:
+        _check(positions, query, key, head_size, cos_sin_cache)
+        raise invalid_argument(error) from None
+
+
+def _torch_rope(
+    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool
+) -> None:
     if not _fits(positions, query, key, head_size, cos_sin_cache):
         _check(positions, query, key, head_size, cos_sin_cache)
     cos, sin = _rows(cos_sin_cache, positions).chunk(2, -1)
@@ -113,3 +141,6 @@ def _rows(cache: Tensor, positions: Tensor) -> Tensor:
     except IndexError:  # raised by the CPU kernel, which looks at every index anyhow
         worst = max(positions.tolist(), key=lambda p: abs(2 * p - (cache.shape[0] - 1)))
         raise InvalidArgumentError("positions", worst, f"positions in [0, {cache.shape[0]})") from None
+
+
+ROPE_WITH_COS_SIN_CACHE.register(_torch_rope)
