@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from distributed_fi.kernels.jit.load import load_kernel
-from distributed_fi.kernels.jit.spec import KernelSpec
 from torch import Tensor
 
 from distributed_fi.errors import CompilerNotFoundError, InvalidArgumentError, KernelBuildError
 from distributed_fi.kernels.dispatch.candidates import Candidate, choose, register
+from distributed_fi.kernels.jit.load import load_kernel
+from distributed_fi.kernels.jit.spec import KernelSpec
 
 _logger = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ import torch
 from distributed_fi.config import check_range
 from distributed_fi.errors import InvalidArgumentError
 from distributed_fi.kernels.check import Dims, check_tensor
+from distributed_fi.kernels.dispatch.compiled import invalid_argument
+from distributed_fi.kernels.kv_cache.append_cuda import APPEND_WITH_SLOTS
 from distributed_fi.kernels.kv_cache.host_array import HostInts, IntArray, host_array, host_counts, host_indptr
 from distributed_fi.kernels.kv_cache.layout import PagedKVCache, check_kv_cache, split_kv_cache
 from distributed_fi.kernels.kv_cache.page_table import PageTable, check_page_bound
@@ -104,17 +106,40 @@ def append_with_slots(
     slots: torch.Tensor,
     paged_kv_cache: PagedKVCache,
     kv_layout: str = "NHD",
+    *,
+    backend: str = "auto",
 ) -> None:
-    """Write keys and values into planned slots, in place: two indexed writes.
+    """Write keys and values into planned slots, in place: one kernel of our own on CUDA, two indexed writes elsewhere.
 
     Args:
         append_key, append_value, paged_kv_cache, kv_layout: as for `append_paged_kv_cache`.
         slots: int64 [nnz] from `plan_append`, for this cache's page size and number of pages.
+        backend: "cuda" (our kernel), "torch", or "auto": the kernel where it can be built and head dims are contiguous.
     Raises:
         InvalidArgumentError: shapes, dtypes or devices disagree, or a cache's head dimension is not contiguous.
-    Notes: current stream; graph-capturable.
+        UnsupportedError: the named backend cannot serve this, or a graph is captured before the kernel's first use.
+    Notes: current stream; graph-capturable. On CUDA a slot outside the cache trips a device-side assertion.
     """
     k, v = split_kv_cache(paged_kv_cache, kv_layout)
+    launcher = APPEND_WITH_SLOTS.pick(backend, k, v, append_key, append_value)
+    if launcher is None:
+        _torch_append(append_key, append_value, slots, k, v, kv_layout)
+        return
+    try:
+        launcher.function(append_key, append_value, slots, k, v, launcher.pdl)
+    except (TypeError, ValueError) as error:
+        _check(k, v, append_key, append_value, slots, kv_layout)
+        raise invalid_argument(error) from None
+
+
+def _torch_append(
+    append_key: torch.Tensor,
+    append_value: torch.Tensor,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv_layout: str,
+) -> None:
     if not _surely_fit(k, v, append_key, append_value, slots):
         _check(k, v, append_key, append_value, slots, kv_layout)
     page_size = k.shape[1]
@@ -225,3 +250,6 @@ def _check_within(name: str, values: IntArray, stop: int | None) -> None:
 
 def _int32(array: IntArray, device: str | torch.device) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int32)).to(device)
+
+
+APPEND_WITH_SLOTS.register(_torch_append)

@@ -7,11 +7,16 @@ import importlib
 import shutil
 
 import pytest
-from distributed_fi.kernels.jit.build import build_kernel
 
 from distributed_fi.kernels.dispatch.compiled import arch_of
+from distributed_fi.kernels.jit.build import build_kernel
 
-MODULES = ("norm.rmsnorm_cuda", "activation.silu_and_mul_cuda")
+MODULES = (
+    "norm.rmsnorm_cuda",
+    "activation.silu_and_mul_cuda",
+    "rope.cos_sin_cache_cuda",
+    "kv_cache.append_cuda",
+)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_fi.kernels.jit.load import load_kernel
-from distributed_fi.kernels.jit.spec import KernelSpec
 
 from distributed_fi.kernels.dispatch.compiled import invalid_argument
+from distributed_fi.kernels.jit.load import load_kernel
+from distributed_fi.kernels.jit.spec import KernelSpec
 
 PROBE = Path(__file__).parent / "matcher_probe.cpp"
 W = torch.ones(8)
