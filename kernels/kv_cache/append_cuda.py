@@ -24,6 +24,6 @@ def heads_objection(x: Tensor) -> str | None:
 SPEC = KernelSpec(
     name="kv_cache/append",
     sources=("kv_cache/append.cu", "kv_cache/append.cpp"),
-    expected=SassExpectation(max_registers=48),
+    expected=SassExpectation(opcodes=("LDG.E.128", "STG.E.128"), forbidden=("LDL", "STL"), max_registers=48),
 )
 APPEND_WITH_SLOTS = CompiledOp("append_with_slots", SPEC, heads_objection)

@@ -9,7 +9,7 @@ from distributed_fi.kernels.jit.spec import KernelSpec, SassExpectation
 SPEC = KernelSpec(
     name="norm/rmsnorm",
     sources=("norm/rmsnorm.cu", "norm/rmsnorm.cpp"),
-    expected=SassExpectation(max_registers=56),
+    expected=SassExpectation(opcodes=("LDG.E.NA.128", "STG.E.128"), forbidden=("LDL", "STL"), max_registers=56),
 )
 RMSNORM = CompiledOp("rmsnorm", SPEC, rows_objection)
 FUSED_ADD_RMSNORM = CompiledOp("fused_add_rmsnorm", SPEC, rows_objection)

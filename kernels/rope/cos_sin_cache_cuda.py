@@ -17,6 +17,6 @@ def heads_objection(x: Tensor) -> str | None:
 SPEC = KernelSpec(
     name="rope/cos_sin_cache",
     sources=("rope/cos_sin_cache.cu", "rope/cos_sin_cache.cpp"),
-    expected=SassExpectation(max_registers=64),
+    expected=SassExpectation(opcodes=("LDG.E.128", "STG.E.128"), forbidden=("LDL", "STL"), max_registers=64),
 )
 ROPE_WITH_COS_SIN_CACHE = CompiledOp("apply_rope_with_cos_sin_cache_inplace", SPEC, heads_objection)

@@ -130,6 +130,17 @@ def test_runs_on_the_current_stream() -> None:
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.multi_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
+def test_runs_on_its_tensors_device_whatever_the_current_one_is() -> None:
+    x, weight = draw(64, 4096, dtype=torch.float32).to("cuda:1"), draw(4096, dtype=torch.float32, seed=1).to("cuda:1")
+    out = rmsnorm(x, weight, EPS, backend="cuda")
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(out, reference.rmsnorm(x, weight, EPS).float())
+    with pytest.raises(InvalidArgumentError, match="weight: expected a tensor on cuda:1, got cuda:0"):
+        rmsnorm(x, weight.to("cuda:0"), EPS, backend="cuda")
+
+
 def wrong_operands() -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     x, weight = torch.ones(2, 8, device=ON_CUDA), torch.ones(8, device=ON_CUDA)
     return [
