@@ -208,8 +208,9 @@ def test_every_familys_logits_and_greedy_tokens_are_those_of_transformers_on_sev
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_stays_near_float32(make_hf) -> None:
-    folder, reference = make_hf()
+@pytest.mark.parametrize("variant", ["untied", "qwen3", "gemma2"])
+def test_bfloat16_stays_near_float32(make_hf, variant: str) -> None:
+    folder, reference = make_hf(**VARIANTS[variant])
     logits = PagedRequests(rank_model(folder, Mesh(), Group.single(), torch.bfloat16)).step(PROMPTS)
     for ours, prompt in zip(logits, PROMPTS, strict=True):
         exact = theirs(reference, prompt)
