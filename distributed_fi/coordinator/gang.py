@@ -140,7 +140,8 @@ class Gang:
                 last_to_first.callback(self.session.close)
             # Somebody else may have ended Ray under us; a call would start a new one.
             if ray.is_initialized():
-                if self.placement is not None:
+                # A local Ray ends as a whole; asking it to free a group first can block where its raylet is gone.
+                if self.placement is not None and not (self.session and self.session.owns_cluster):
                     last_to_first.callback(self.placement.remove)
                 for actor in self.actors:
                     last_to_first.callback(ray.kill, actor)

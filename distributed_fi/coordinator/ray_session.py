@@ -91,6 +91,11 @@ class RaySession:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UnreachableError("Ray", address, str(error).splitlines()[0]) from error
 
+    @property
+    def owns_cluster(self) -> bool:
+        """Whether this session started the local Ray that it is connected to."""
+        return self._warden is not None
+
     def close(self) -> None:
         """Leave the cluster, or end the local one; safe to call twice."""
         if self.owns_connection and ray.is_initialized():
