@@ -87,6 +87,9 @@ class RopeConfig:
     truncate: bool = True
     attention_factor: float | None = None
 
+    def __post_init__(self) -> None:
+        check_range("rope_theta", self.theta, "a number > 0", _is_finite(self.theta) and self.theta > 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
@@ -173,6 +176,12 @@ class ModelConfig:
                      "intermediate_size", "vocab_size", "max_position"):  # fmt: skip
             size = getattr(self, name)
             check_range(name, size, "an integer >= 1", _is_int(size) and size >= 1)
+        # Beyond it, one garbled number would make tables of gigabytes.
+        check_range("head_dim", self.head_dim, "at most 65536", self.head_dim <= 2**16)
+        eps = self.rms_norm_eps
+        check_range("rms_norm_eps", eps, "a finite number >= 0", _is_finite(eps) and eps >= 0)
+        tied = self.tie_word_embeddings
+        check_range("tie_word_embeddings", tied, "true or false", isinstance(tied, bool))
         grouped = self.num_qo_heads % self.num_kv_heads == 0
         check_range("num_qo_heads", self.num_qo_heads, f"a multiple of num_kv_heads={self.num_kv_heads}", grouped)
         window = self.sliding_window

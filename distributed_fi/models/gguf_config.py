@@ -158,9 +158,12 @@ def _rope(metadata: _Metadata, head_dim: int, factors: npt.NDArray[np.float32] |
     # Llama 3.1's scaling is stored as its result only: the lowest frequency's factor is the scaling
     # factor, and the rest must follow from it with the constants that family was released with.
     rope = RopeConfig(theta=theta, scaling="llama3", factor=round(float(factors.max()), 4))
+    refusal = UnsupportedError("rope_freqs.weight", factors.tolist(), "the factors of Llama 3.1's scaling")
+    if factors.shape != (head_dim // 2,):  # looked at before anything of a header's size is made
+        raise refusal
     implied = (rope_frequencies(RopeConfig(theta=theta), head_dim) / rope_frequencies(rope, head_dim)).numpy()
-    if factors.shape != implied.shape or not np.allclose(factors, implied, rtol=1e-3):
-        raise UnsupportedError("rope_freqs.weight", factors.tolist(), "the factors of Llama 3.1's scaling")
+    if not np.allclose(factors, implied, rtol=1e-3):
+        raise refusal
     return rope
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distributed_fi.config import LOAD_FORMATS
-from distributed_fi.errors import InvalidArgumentError, NotFoundError
+from distributed_fi.errors import CorruptWeightsError, DfiError, InvalidArgumentError, NotFoundError
 from distributed_fi.kernels.rope.frequencies import rope_frequencies
 from distributed_fi.models.hf_config import read_hf_config
 from distributed_fi.models.loaders.checkpoint import Checkpoint
@@ -37,15 +37,26 @@ def open_checkpoint(model: str, load_format: str = "auto", *, seed: int = 0) -> 
     """
     if load_format not in LOAD_FORMATS:
         raise InvalidArgumentError("load_format", load_format, f"one of {', '.join(LOAD_FORMATS)}")
-    path = _package_folder(model) if model.startswith(PACKAGE_PREFIX) else Path(model).expanduser()
-    if not model or not path.exists():
+    try:
+        path = _package_folder(model) if model.startswith(PACKAGE_PREFIX) else Path(model).expanduser()
+        is_there = bool(model) and path.exists()
+    except DfiError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home that nobody has, a NUL in it
+        raise NotFoundError("model", repr(model), MODEL_FORMS) from error
+    if not is_there:
         raise NotFoundError("model", repr(model), MODEL_FORMS)
     try:
         checkpoint = _open(_find_weights(path, load_format), load_format, seed)
+        # Raises here what would otherwise stop every rank: a rotary base or head dimension that cannot be.
+        rope_frequencies(checkpoint.config.rope, checkpoint.config.head_dim)
+    except DfiError:
+        raise
     except PermissionError as error:
         raise NotFoundError("model", str(error.filename or path), "a model this user may read") from error
-    # Raises here what would otherwise stop every rank: a rotary base or head dimension that cannot be.
-    rope_frequencies(checkpoint.config.rope, checkpoint.config.head_dim)
+    except Exception as error:  # garbled headers and configs fail in as many ways as there are values in them
+        problem = f"its config or header makes no sense ({type(error).__name__}: {str(error)[:120]})"
+        raise CorruptWeightsError(str(path), problem) from error
     return checkpoint
 
 

@@ -151,3 +151,20 @@ def test_damaged_bytes_of_a_header_open_or_are_a_typed_error(make_hf, make_gguf,
             assert "\n" not in str(error)
             refused += 1
     assert opened + refused == 150 and refused > 50
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nosuchuser/model", "a\0b"])
+def test_a_name_that_no_file_can_have_is_not_found(name: str) -> None:
+    with pytest.raises(NotFoundError, match="model: expected a Hugging Face folder"):
+        open_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"architectures": ["LlamaForCausalLM"], "model_type": []}', "[1, 2]"],
+    ids=["deep", "type", "list"],
+)
+def test_a_config_that_makes_no_sense_is_a_typed_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DfiError):
+        open_checkpoint(str(tmp_path), "dummy")
