@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_fi.errors import DfiError, InvalidArgumentError, NotFoundError
+from distributed_fi.errors import CorruptWeightsError, DfiError, InvalidArgumentError, NotFoundError
 from distributed_fi.models.loaders.dummy import DummyCheckpoint
 from distributed_fi.models.loaders.gguf import GgufCheckpoint
 from distributed_fi.models.loaders.gguf_header import read_gguf_header
@@ -120,7 +120,7 @@ def test_a_load_format_the_model_is_not_in_is_refused(make_hf, make_gguf) -> Non
 @pytest.mark.parametrize("setting, message", [({"rope_theta": -1.0}, "rope_theta: expected a number > 0, got -1.0")])
 def test_a_rotary_embedding_that_cannot_be_is_refused(make_hf, setting: dict, message: str) -> None:
     folder, _ = make_hf(rope_parameters={"rope_type": "default", **setting})
-    with pytest.raises(InvalidArgumentError, match=message):
+    with pytest.raises(CorruptWeightsError, match=message):
         open_checkpoint(str(folder))
 
 
