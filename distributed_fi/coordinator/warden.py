@@ -31,8 +31,9 @@ class Warden:
     """Used around the start of a local Ray: `with Warden() as warden: ray.init(...)`; then `close()` after its end."""
 
     def __init__(self) -> None:
+        others = [str(process.pid) for process in rays_processes(os.getpid())]  # of a Ray that is not ours to end
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distributed_fi.coordinator.warden", str(os.getpid())],
+            [sys.executable, "-m", "distributed_fi.coordinator.warden", str(os.getpid()), *others],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -62,12 +63,12 @@ class Warden:
             return  # somebody ended the warden; there is nothing it could do any more
 
 
-def watch(driver: int) -> None:
-    """Note Ray's processes below the driver until it says that all have started; end them when it is gone."""
+def watch(driver: int, others: frozenset[int]) -> None:
+    """Note Ray's new processes below the driver until it says that all have started; end them when it is gone."""
     noted: set[ProcessId] = set()
     while not select.select([sys.stdin], [], [], LOOK_S)[0]:
-        noted |= rays_processes(driver)
-    noted |= rays_processes(driver)
+        noted |= rays_processes(driver, others)
+    noted |= rays_processes(driver, others)
     if os.read(sys.stdin.fileno(), 1) == STARTED:
         os.read(sys.stdin.fileno(), 1)
     deadline = time.monotonic() + GRACE_S
@@ -80,16 +81,21 @@ def watch(driver: int) -> None:
             continue
 
 
-def rays_processes(pid: int) -> set[ProcessId]:
-    """Descendants of a process that Ray started, by their command; the user's own children are left alone."""
+def rays_processes(pid: int, others: frozenset[int] = frozenset()) -> set[ProcessId]:
+    """Descendants of a process that Ray started, by their command; the user's own children are left alone.
+
+    Those below `others` are another Ray's: not even looked at.
+    """
     found: set[ProcessId] = set()
     for child in _children(pid):
+        if child in others:
+            continue
         try:
             process, command = ProcessId.of(child), Path(f"/proc/{child}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
         if command.startswith(b"ray::") or b"/ray/" in command:
-            found |= {process} | rays_processes(child)
+            found |= {process} | rays_processes(child, others)
     return found
 
 
@@ -108,4 +114,4 @@ def _children(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]))
+    watch(int(sys.argv[1]), frozenset(map(int, sys.argv[2:])))

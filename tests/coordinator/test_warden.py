@@ -21,7 +21,7 @@ Family = tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]
 def sleeper(folder: Path) -> subprocess.Popen[bytes]:
     """A process whose command names a file in `folder`."""
     script = folder / "sleeper.py"
-    script.parent.mkdir(exist_ok=True)
+    script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text("import time; time.sleep(100)")
     return subprocess.Popen([sys.executable, str(script)])
 
@@ -45,15 +45,15 @@ def test_rays_children_are_found_and_the_users_are_not(
     assert ProcessId.of(users.pid) not in found
 
 
-def test_what_is_left_of_ray_ends_and_the_users_child_goes_on(
-    family: Family,
-) -> None:
-    rays, users = family
+def test_what_is_left_of_ray_ends_and_the_users_child_goes_on(family: Family, tmp_path: Path) -> None:
+    before, users = family
     with Warden() as warden:
-        pass
+        rays = sleeper(tmp_path / "new" / "ray")
+        time.sleep(1.0)  # it looks every 50 ms
     warden.close()
     assert rays.wait(10) == -9
     assert users.poll() is None
+    assert before.poll() is None, "a Ray that ran before is not the warden's to end"
 
 
 def test_it_acts_when_the_driver_is_killed_while_ray_starts(tmp_path: Path) -> None:
